@@ -1,0 +1,1 @@
+"""Pages over a trace. Nothing here imports torch."""

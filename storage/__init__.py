@@ -1,0 +1,1 @@
+"""The trace: schema, writers, readers and the SQL door."""

@@ -1,0 +1,1 @@
+"""Probes: what is captured of an attention call, one file each."""
