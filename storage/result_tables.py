@@ -1,0 +1,163 @@
+# ruff: noqa: E501  (a declaration is read by the line: one column, one line)
+"""Tables about other runs: differences, scores, evaluations, interventions."""
+
+from __future__ import annotations
+
+from sparselens.storage.column import BOOL, F32, F64, NAME, NAMES, U32, Column, Table
+from sparselens.storage.head_tables import N_ROWS, ROWS
+from sparselens.storage.run_tables import HEAD, LAYER, PROMPT
+
+ANALYSIS = Column("analysis_id", NAME, "", "the run that computed the row")
+RUN_A = Column("run_a", NAME, "", "run A, the base; changes are B − A")
+RUN_B = Column("run_b", NAME, "", "run B")
+SUBJECT = Column("run_id", NAME, "", "the run the row is about")
+VALUE = Column("value", F64, "see metric", "the value", True)
+N = Column("n", U32, "", "observations behind the value", True)
+N_CLUSTERS = Column("n_clusters", U32, "", "clusters (template, needle family) of the bootstrap", True)
+LOW = Column(
+    "ci_low", F64, "see metric", "lower end of the 95 % bootstrap interval, clustered, paired by prompt", True
+)
+HIGH = Column("ci_high", F64, "see metric", "upper end of it", True)
+METRIC = Column("metric", NAME, "", "what was measured")
+
+DIFFS = Table(
+    "diffs",
+    "What a head changed between two runs of the same prompt: one row per pair, prompt, scope, rows and head. "
+    "A paired capture's own rows come before those of a later `diff`.",
+    (
+        RUN_A,
+        RUN_B,
+        PROMPT,
+        Column(
+            "scope",
+            NAME,
+            "",
+            "`local_policy`: B's policy run again on A's q and k; `local_mask`: the selection of run B on A's q and k; "
+            "`end_to_end`: both as they ran",
+        ),
+        ROWS,
+        LAYER,
+        HEAD,
+        N_ROWS,
+        Column(
+            "write_error",
+            F32,
+            "ratio",
+            "mean over rows of ‖W_O^h (z_b − z_a)‖ ÷ the layer's mean ‖attention output‖ of the base",
+            True,
+        ),
+        Column("kept_mass", F32, "mass", "mean mass of A's pattern on the keys B keeps", True),
+        Column("kept_mass_nosink", F32, "mass", "the same, the first token left out of both sides", True),
+        Column("js", F32, "nats", "mean Jensen-Shannon divergence of the two patterns of a row", True),
+        Column("js_rows", U32, "rows", "rows js and top8_overlap are over, where it is a sample", True),
+        Column("top8_overlap", F32, "share", "mean share of A's 8 strongest keys of a row among B's 8", True),
+        Column("out_cosine", F32, "cosine", "mean cosine of z_a and z_b", True),
+        Column("sink_change", F32, "mass", "B − A of the mean mass on the first token, rows ≥ 8", True),
+        Column("entropy_change", F32, "nats", "B − A of the mean entropy", True),
+        ANALYSIS,
+    ),
+    key=("run_a", "run_b", "prompt_id", "scope", "rows", "layer", "head"),
+    sort=("prompt_id", "scope", "rows", "layer", "head"),
+    writer="analysis_id",
+    subject=("run_a", "run_b", "scope", "rows"),
+    by_args=False,
+)
+
+TOKEN_DIFFS = Table(
+    "token_diffs",
+    "What changed in the prediction of every token between two runs of the same prompt.",
+    (
+        RUN_A,
+        RUN_B,
+        PROMPT,
+        Column("pos", U32, "token", "position of the predicted token, from 1"),
+        Column("kl", F32, "nats", "KL(A ‖ B) of the two next-token distributions", True),
+        Column("nll_change", F32, "nats", "B − A of −ln probability of the token at pos", True),
+        Column("top1_same", BOOL, "", "both find the same token most probable", True),
+        Column("affected", BOOL, "", "some head dropped an allowed key in the row that predicts it", True),
+        ANALYSIS,
+    ),
+    key=("run_a", "run_b", "prompt_id", "pos"),
+    sort=("prompt_id", "pos"),
+    writer="analysis_id",
+    subject=("run_a", "run_b"),
+    by_args=False,
+)
+
+HEAD_SCORES = Table(
+    "head_scores",
+    "One number per run, head and metric over many prompts: roles, retrieval, sinks.",
+    (
+        SUBJECT,
+        LAYER,
+        Column("head", HEAD.type, "", "query head, from 0; NULL for a score of the layer", True),
+        METRIC,
+        VALUE,
+        N,
+        N_CLUSTERS,
+        LOW,
+        HIGH,
+        Column("prompt_set", NAME, "", "prompts it is over", True),
+        Column("rows", NAME, "", ROWS.meaning, True),
+        Column("params", NAME, "JSON", "parameters of the metric", True),
+        Column("definition", NAME, "", "the metric in one sentence", True),
+        ANALYSIS,
+    ),
+    key=("run_id", "layer", "head", "metric", "prompt_set", "rows", "params", "analysis_id"),
+    sort=("metric", "layer", "head"),
+    writer="analysis_id",
+    subject=("run_id",),
+)
+
+EVALS = Table(
+    "evals",
+    "One number per run, task and metric.",
+    (
+        SUBJECT,
+        Column("task", NAME, "", "prompt set or task"),
+        METRIC,
+        VALUE,
+        N,
+        N_CLUSTERS,
+        LOW,
+        HIGH,
+        ANALYSIS,
+    ),
+    key=("run_id", "task", "metric", "analysis_id"),
+    writer="analysis_id",
+    subject=("run_id",),
+)
+
+PROMPT_SCORES = Table(
+    "prompt_scores",
+    "One number per run, prompt and metric; `answer_nll` (nats, mean over the answer's tokens) and `logit_diff` are "
+    "built in.",
+    (SUBJECT, PROMPT, Column("task", NAME, "", "prompt set or task"), METRIC, VALUE, ANALYSIS),
+    key=("run_id", "prompt_id", "task", "metric", "analysis_id"),
+    sort=("prompt_id",),
+    writer="analysis_id",
+    subject=("run_id",),
+)
+
+INTERVENTIONS = Table(
+    "interventions",
+    "What happened when some heads were given back, cut or patched.",
+    (
+        ANALYSIS,
+        Column("base_run", NAME, "", "the run that was intervened on"),
+        Column("kind", NAME, "", "`restore`, `ablate`, `patch` …"),
+        Column("heads", NAMES, "", "the heads, as `L18H6`"),
+        Column("n_heads", U32, "heads", "how many"),
+        Column("order_by", NAME, "", "what they were ranked by; `random` for drawn ones", True),
+        Column("draw", U32, "", "number of the random draw", True),
+        Column("phase", NAME, "", "`prefill`, `decode` or `both`", True),
+        METRIC,
+        VALUE,
+        N,
+        LOW,
+        HIGH,
+    ),
+    key=("analysis_id", "base_run", "kind", "order_by", "n_heads", "draw", "metric"),
+    writer="analysis_id",
+    subject=("base_run",),
+)
