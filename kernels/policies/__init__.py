@@ -1,1 +1,1 @@
-"""Policies, one file each, named after their paper."""
+"""One policy a file; each exposes `POLICY`."""

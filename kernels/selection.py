@@ -1,0 +1,79 @@
+"""Selections: the keys a policy keeps, in the few shapes that kernels, probes and the trace read.
+
+A selection says what the *policy* keeps; the model's own mask (`AttentionCall.allowed`) comes on top and
+is not
+part of it. Static selections (`Everything`, `Band`, `Tiles`, `Stripes`, `Mixture` of them) work for any call;
+`KeyList` and `Bits` hold one row per query and fit calls of the same shape, so that the selection of one
+run can
+be applied to the queries and keys of another. Blocks, columns and distances are counted in positions,
+which are
+absolute in each sequence; `KeyList` and `Bits` hold indices of the call's key tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparselens.kernels.call import AttentionCall
+from sparselens.kernels.selection_stored import Bits, KeyList, Stripes, Tiles, pack, unpack
+from sparselens.kernels.selection_type import Band, Everything, Selection, TileMap
+
+__all__ = [
+    "Band",
+    "Bits",
+    "Everything",
+    "KeyList",
+    "Mixture",
+    "Selection",
+    "Stripes",
+    "TileMap",
+    "Tiles",
+    "pack",
+    "unpack",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture(Selection):
+    """Different selections for different heads: `parts` of `(heads, selection of those heads)`.
+
+    Every head occurs once; a part's selection holds as many heads as are named, or 1 for all of them.
+    """
+
+    parts: Sequence[tuple[tuple[int, ...], Selection]]
+    kind = "mixture"
+
+    def rows(self, call: AttentionCall, start: int, stop: int) -> Tensor:
+        """Return what is kept, as `Selection.rows`."""
+        kept = [(heads, part.rows(call, start, stop)) for heads, part in self.parts]
+        batch = max(mask.shape[0] for _, mask in kept)
+        rows = torch.empty(batch, call.heads, stop - start, call.k_len, dtype=torch.bool)
+        for heads, mask in kept:
+            rows[:, list(heads)] = mask
+        return rows
+
+    def sequence(self, row: int, queries: Tensor, keys: Tensor) -> Selection:
+        """Return the part of one sequence, as `Selection.sequence`."""
+        return Mixture([(heads, part.sequence(row, queries, keys)) for heads, part in self.parts])
+
+    def of_heads(self, heads: Tensor) -> Selection:
+        """Return the part of some heads, as `Selection.of_heads`."""
+        parts: list[tuple[tuple[int, ...], Selection]] = []
+        for place, head in enumerate(heads.tolist()):
+            owned, part = next((owned, part) for owned, part in self.parts if head in owned)
+            parts.append(((place,), part.of_heads(torch.tensor([owned.index(head)]))))
+        return Mixture(parts)
+
+    def tiles(self, call: AttentionCall, block: int) -> TileMap:
+        """Return the touched and the full tiles, as `Selection.tiles`."""
+        maps = [(heads, part.tiles(call, block)) for heads, part in self.parts]
+        shape = (max(tile.some.shape[0] for _, tile in maps), call.heads, *maps[0][1].some.shape[2:])
+        both = TileMap(torch.empty(shape, dtype=torch.bool), torch.empty(shape, dtype=torch.bool))
+        for heads, tile in maps:
+            both.some[:, list(heads)] = tile.some
+            both.full[:, list(heads)] = tile.full
+        return both
