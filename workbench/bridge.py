@@ -1,0 +1,164 @@
+"""TransformerLens' bridge under a policy: its hooks keep firing, the policy's kernel is what computes.
+
+A `TransformerBridge` re-implements attention in Python, so an attention function registered with transformers is
+ignored without a warning. While a policy is active, `steered` puts that right for two kinds of layer:
+
+- separate q, k, v projections (Llama, Gemma, Qwen …): the bridge's layer delegates to the HF module, whose projections
+  are the bridge's own components, so `hook_q`, `hook_k`, `hook_v`, `hook_z` still fire;
+- joint projections (GPT-2): the bridge keeps its split and calls our attention where it would reconstruct its own.
+
+`hook_rot_q`, `hook_rot_k`, `hook_attn_scores` and `hook_pattern` are fired by the execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import JointQKVAttentionBridge
+from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
+    PositionEmbeddingsAttentionBridge,
+)
+
+from sparselens.workbench.attention import sparselens_attention
+
+_DELEGATING = (PositionEmbeddingsAttentionBridge,)
+_JOINT = (JointQKVAttentionBridge,)
+_FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
+
+
+def bridge_of(model: torch.nn.Module, tokenizer: Any) -> TransformerBridge:
+    """Return a `TransformerBridge` around an HF model that is already loaded, leaving the model's own settings alone.
+
+    Building the bridge puts its components inside `model`; the attention implementation that the model had is kept.
+    """
+    implementation = model.config._attn_implementation_internal  # type: ignore[union-attr]
+    bridge = TransformerBridge.boot_transformers(
+        model.config._name_or_path or type(model).__name__,  # type: ignore[union-attr]
+        hf_model=model,
+        tokenizer=tokenizer,
+        dtype=next(model.parameters()).dtype,
+        device=str(next(model.parameters()).device),
+    )
+    model.config._attn_implementation_internal = implementation  # type: ignore[union-attr]
+    return bridge
+
+
+def attention_bridges(model: torch.nn.Module) -> list[AttentionBridge]:
+    """Return the bridge's attention layers inside `model`, in layer order; empty where there is no bridge."""
+    found = [module for module in model.modules() if isinstance(module, AttentionBridge)]
+    return sorted(found, key=lambda layer: int(layer._layer_idx or 0))
+
+
+@dataclass(frozen=True, eq=False)
+class BridgeHooks:
+    """The hook points of one bridged layer that fire inside attention."""
+
+    attention: AttentionBridge
+
+    def rotate(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Fire `hook_rot_q` on the queries and `hook_rot_k` on the newest `q_len` keys `[batch, heads, pos, head_dim]`.
+
+        Keys that came from the cache were hooked at their own step. An edit of new keys is written back into the
+        tensor the cache returned, so that later steps see it too.
+        """
+        if hasattr(self.attention, "hook_rot_q"):
+            query = self.attention.hook_rot_q(query)
+        hook_rot_k: HookPoint | None = getattr(self.attention, "hook_rot_k", None)
+        if hook_rot_k is None:
+            return query, key
+        start = key.shape[2] - query.shape[2]
+        if start == 0:
+            return query, hook_rot_k(key)
+        fresh = key[:, :, start:]
+        edited = hook_rot_k(fresh)
+        if edited is not fresh:
+            with torch.no_grad():
+                key[:, :, start:] = edited
+        return query, key
+
+    @property
+    def wants_pattern(self) -> bool:
+        """Say whether somebody listens to `hook_attn_scores` or `hook_pattern`."""
+        return _listened(self.attention.hook_attn_scores) or _listened(self.attention.hook_pattern)
+
+    def scores(self, scores: Tensor) -> Tensor:
+        """Fire `hook_attn_scores`."""
+        hooked: Tensor = self.attention.hook_attn_scores(scores)
+        return hooked
+
+    def pattern(self, pattern: Tensor) -> Tensor:
+        """Fire `hook_pattern`."""
+        hooked: Tensor = self.attention.hook_pattern(pattern)
+        return hooked
+
+
+def _listened(point: HookPoint) -> bool:
+    return bool(point._forward_hooks) or bool(point._backward_hooks)
+
+
+@contextmanager
+def steered(model: torch.nn.Module) -> Iterator[dict[int, BridgeHooks]]:
+    """Make the bridged attention layers of `model` run ours while the block lasts; yields their hooks by layer.
+
+    Raises `NotImplementedError` for a bridge component whose attention we do not know how to replace, and for the
+    forks (`use_split_qkv_input`, `use_attn_in`, `use_attn_result`) that only the bridge's own attention serves.
+    """
+    layers = attention_bridges(model)
+    hooks: dict[int, BridgeHooks] = {}
+    try:
+        for attention in layers:
+            _steer(attention)
+            hooks[int(attention._layer_idx or 0)] = BridgeHooks(attention)
+        yield hooks
+    finally:
+        for attention in layers:
+            attention.__dict__.pop("forward", None)
+            attention.__dict__.pop("_reconstruct_attention", None)
+
+
+def _steer(attention: AttentionBridge) -> None:
+    for fork in _FORKS:
+        if getattr(attention.config, fork, False):
+            raise NotImplementedError(f"{fork} is not supported under a policy: switch it off first")
+    if isinstance(attention, _DELEGATING):
+        attention.__dict__["forward"] = MethodType(AttentionBridge.forward, attention)
+    elif isinstance(attention, _JOINT):
+        attention.__dict__["_reconstruct_attention"] = MethodType(_joint_attention, attention)
+    elif type(attention).forward is not AttentionBridge.forward:
+        raise NotImplementedError(
+            f"{type(attention).__name__} computes attention in a way that a policy cannot replace;"
+            " run the plain HF model under the policy instead"
+        )
+
+
+def _joint_attention(
+    attention: JointQKVAttentionBridge, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Take the place of `JointQKVAttentionBridge._reconstruct_attention` (same arguments) with our attention."""
+    config: Any = attention.config
+    module: Any = attention.original_component
+    heads = config.n_heads
+    kv_heads = getattr(config, "n_key_value_heads", None) or heads
+    query, key, value, batch, q_len, head_dim = attention._reshape_qkv_to_heads(
+        query, key, value, heads, kv_heads
+    )
+    key, value = attention._update_kv_cache(key, value, **kwargs)
+    output, _ = sparselens_attention(
+        module,
+        query,
+        key,
+        value,
+        kwargs.get("attention_mask"),
+        scaling=module.scaling,
+    )
+    flat = output.reshape(batch, q_len, heads * head_dim)
+    return attention._apply_output_projection(flat), None

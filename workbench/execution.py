@@ -1,0 +1,180 @@
+"""What is running: one policy and one kernel over one model, between entering and leaving `under(...)`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from sparselens.kernels.call import AttentionCall
+from sparselens.kernels.kernel import Attended, Kernel, Want
+from sparselens.kernels.policy import Memory, Policy
+from sparselens.kernels.selection import Selection
+
+if TYPE_CHECKING:
+    from sparselens.workbench.attention import MaskPlan
+
+NOTHING = Want(frozenset())
+
+
+class Observer(Protocol):
+    """Something that watches every attention call while a policy is active (a capture, a test)."""
+
+    def want(self, call: AttentionCall) -> Want:
+        """Return the statistics the kernel should reduce during this call."""
+
+    def saw(self, call: AttentionCall, selection: Selection, attended: Attended) -> None:
+        """Receive what the kernel did, before it leaves the layer."""
+
+
+class LayerHooks(Protocol):
+    """The hook points of one layer that fire inside attention (TransformerLens' bridge has them; plain HF does not)."""
+
+    def rotate(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Fire `hook_rot_q` and `hook_rot_k`; return the tensors, edited or not."""
+
+    @property
+    def wants_pattern(self) -> bool:
+        """Say whether somebody listens to `hook_attn_scores` or `hook_pattern`."""
+
+    def scores(self, scores: Tensor) -> Tensor:
+        """Fire `hook_attn_scores` on `[batch, heads, q_len, k_len]`."""
+
+    def pattern(self, pattern: Tensor) -> Tensor:
+        """Fire `hook_pattern` on `[batch, heads, q_len, k_len]`."""
+
+
+@dataclass(eq=False)
+class Execution:
+    """One policy and kernel at work on one model. Counts what ran, so that a run can prove it.
+
+    `calls` counts kernel calls, `forwards` the model's forward passes, `dense_calls` the calls that the policy left
+    dense (another phase, or fewer keys than `dense_below`), `reference_layers` the layers where listening to the
+    scores or the pattern switched the kernel to the explicit path.
+    """
+
+    policy: Policy
+    kernel: Kernel
+    modules: frozenset[int]
+    n_layers: int
+    observers: tuple[Observer, ...] = ()
+    hooks: dict[int, LayerHooks] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    calls: int = 0
+    forwards: int = 0
+    dense_calls: int = 0
+    reference_layers: set[int] = field(default_factory=set)
+    step: int = 0
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        plan: MaskPlan,
+        *,
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Run one layer's attention; returns `[batch, heads, q_len, head_dim]`."""
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        hooks = self.hooks.get(layer)
+        if hooks is not None:
+            query, key = hooks.rotate(query, key)
+        decoding = query.shape[2] == 1 and key.shape[2] > 1
+        self._start_of_sequence(layer, plan, decoding=decoding)
+        call = AttentionCall(
+            query=query,
+            key=key,
+            value=value,
+            query_positions=plan.query_positions,
+            key_positions=plan.key_positions,
+            allowed=plan.allowed,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            layer=layer,
+            phase="decode" if decoding else "prefill",
+            step=self.step,
+        )
+        dense_before = self.memory.dense_calls
+        selection = self.policy.selection_for(call, self.memory)
+        self.dense_calls += self.memory.dense_calls - dense_before
+        self.calls += 1
+        if hooks is not None and hooks.wants_pattern:
+            return self._explicit(call, selection, hooks)
+        want = _union([observer.want(call) for observer in self.observers])
+        attended = self.kernel.attend(call, selection, want)
+        for observer in self.observers:
+            observer.saw(call, selection, attended)
+        return attended.output
+
+    def _start_of_sequence(self, layer: int, plan: MaskPlan, *, decoding: bool) -> None:
+        """Forget the last sequence at the first layer of a new prompt; count the steps of a decode."""
+        if layer != 0:
+            return
+        if int(plan.allowed.query_index[0]) == 0:
+            self.memory.reset()
+            self.step = 0
+        elif decoding:
+            self.step += 1
+
+    def _explicit(self, call: AttentionCall, selection: Selection, hooks: LayerHooks) -> Tensor:
+        """Run the layer with its whole pattern in memory, firing `hook_attn_scores` and `hook_pattern`.
+
+        An edit takes effect; it cannot revive a dropped key. Raises while a capture is watching, because the
+        statistics would describe a pattern that was not the one that wrote the output.
+        """
+        if self.observers:
+            raise RuntimeError(
+                f"layer {call.layer}: hooks on hook_attn_scores or hook_pattern cannot be combined with a capture"
+            )
+        if call.layer not in self.reference_layers:
+            if not self.reference_layers:
+                warnings.warn(
+                    "hook_attn_scores or hook_pattern has listeners: those layers run the explicit reference path",
+                    stacklevel=2,
+                )
+            self.reference_layers.add(call.layer)
+        if call.sinks is not None:
+            raise NotImplementedError("hook_pattern on a model with sink logits is not supported")
+        allowed = call.allowed.rows(0, call.q_len)
+        keep = (selection.rows(call, 0, call.q_len) & allowed).expand(
+            call.batch, call.heads, call.q_len, call.k_len
+        )
+        scores = hooks.scores(call.scores(0, call.q_len).masked_fill(~keep, -torch.inf))
+        scores = scores.masked_fill(~keep, -torch.inf)
+        pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).nan_to_num(0.0).to(call.value.dtype)
+        pattern = hooks.pattern(pattern) * keep
+        group_value = call.value.repeat_interleave(call.group, dim=1)
+        return pattern @ group_value
+
+
+def _union(wants: Sequence[Want]) -> Want:
+    """Return what all observers together want; at most one may ask for parameters of its own."""
+    asking = [want for want in wants if want.names]
+    if not asking:
+        return NOTHING
+    if len(asking) > 1:
+        raise RuntimeError("only one observer may ask for statistics at a time")
+    return asking[0]
+
+
+ACTIVE: ContextVar[tuple[Execution, ...]] = ContextVar("sparselens_active", default=())
+
+
+def execution_of(module: torch.nn.Module) -> Execution:
+    """Return the innermost active execution that owns `module`; raise where there is none."""
+    for execution in reversed(ACTIVE.get()):
+        if id(module) in execution.modules:
+            return execution
+    raise RuntimeError(
+        "the `sparselens` attention ran outside `with sparselens.under(model, policy):`; enter it in this thread"
+    )

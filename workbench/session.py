@@ -1,0 +1,248 @@
+"""A model ready to run under a policy: `under` for any HF model or bridge, `Session` for a loaded one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sparselens.kernels.kernel import Kernel, kernel as kernel_named
+from sparselens.kernels.policy import Policy, parse
+from sparselens.workbench.attention import IMPLEMENTATION
+from sparselens.workbench.bridge import attention_bridges, bridge_of, steered
+from sparselens.workbench.execution import ACTIVE, Execution, Observer
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from sparselens.workbench.checkpoint import Provenance
+
+
+@contextmanager
+def under(
+    model: Any,
+    policy: Policy | str,
+    *,
+    kernel: Kernel | str = "blocked",
+    observers: Sequence[Observer] = (),
+) -> Iterator[Execution]:
+    """Run everything `model` does inside the block under `policy`, computed by `kernel`.
+
+    `model` is an HF causal language model, a `TransformerBridge`, or a `Session`. Yields the `Execution`, which counts
+    what ran. On leaving, by success or exception, the model is exactly as before. Blocks nest; the innermost wins.
+
+    Raises `NotImplementedError` where the model's attention cannot be replaced, and `RuntimeError` on leaving if the
+    model ran but did not call the kernel once in every layer: nothing is captured that did not execute.
+    """
+    hf_model = _hf_model(model)
+    layers = _attention_layers(hf_model)
+    with ExitStack() as stack:
+        hooks = stack.enter_context(steered(hf_model))
+        execution = Execution(
+            policy=parse(policy) if isinstance(policy, str) else policy,
+            kernel=kernel_named(kernel) if isinstance(kernel, str) else kernel,
+            modules=frozenset(id(module) for module in layers),
+            n_layers=len(layers),
+            observers=tuple(observers),
+            hooks=dict(hooks),
+        )
+        stack.enter_context(_implementation(hf_model))
+        handle = hf_model.register_forward_pre_hook(_counter(execution), with_kwargs=False)
+        stack.callback(handle.remove)
+        token = ACTIVE.set((*ACTIVE.get(), execution))
+        stack.callback(ACTIVE.reset, token)
+        yield execution
+    expected = execution.forwards * execution.n_layers
+    if execution.calls != expected:
+        raise RuntimeError(
+            f"{type(hf_model).__name__} made {execution.calls} kernel calls in {execution.forwards} forward passes of"
+            f" {execution.n_layers} layers (expected {expected}): its attention does not go through the policy"
+        )
+
+
+def _hf_model(model: Any) -> torch.nn.Module:
+    """Return the HF model inside a session, a bridge, or itself."""
+    if isinstance(model, Session):
+        return model.model
+    inner = getattr(model, "original_model", None)
+    found = inner if isinstance(inner, torch.nn.Module) else model
+    if not isinstance(found, torch.nn.Module) or not hasattr(found, "config"):
+        raise TypeError(
+            f"under() takes an HF model, a TransformerBridge or a Session; got {type(model).__name__}"
+        )
+    return found
+
+
+def _attention_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the HF attention modules: those that know their layer and take part in the attention interface."""
+    if not getattr(model, "_supports_attention_backend", False):
+        raise NotImplementedError(
+            f"{type(model).__name__} does not use transformers' AttentionInterface; SparseLens cannot replace its attention"
+        )
+    found = [
+        module
+        for module in model.modules()
+        if hasattr(module, "layer_idx")
+        and (hasattr(module, "scaling") or hasattr(module, "num_key_value_groups"))
+        and not isinstance(module, _bridge_types())
+    ]
+    layers = {int(module.layer_idx): module for module in found}
+    if len(layers) != len(found) or not layers:
+        raise NotImplementedError(
+            f"{type(model).__name__} has {len(found)} attention modules over {len(layers)} layers; one a layer is supported"
+        )
+    return [layers[index] for index in sorted(layers)]
+
+
+def _bridge_types() -> tuple[type, ...]:
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    return (GeneralizedComponent,)
+
+
+@contextmanager
+def _implementation(model: torch.nn.Module) -> Iterator[None]:
+    """Point every config in `model` at our attention, and back."""
+    configs = {
+        id(module.config): module.config
+        for module in model.modules()
+        if hasattr(getattr(module, "config", None), "_attn_implementation_internal")
+    }
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = IMPLEMENTATION
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+
+
+def _counter(execution: Execution) -> Any:
+    def count(*_: Any) -> None:
+        execution.forwards += 1
+
+    return count
+
+
+@dataclass(eq=False)
+class Session:
+    """A model, its tokenizer and where they came from, ready to run under any policy.
+
+    `model` is the HF model, `bridge` TransformerLens' view of the same weights (built on first use, around the same
+    modules). Token ids are the truth: `encode` tokenises once, everything else takes ids.
+    """
+
+    model: Any
+    tokenizer: Any
+    provenance: Provenance
+
+    @cached_property
+    def bridge(self) -> TransformerBridge:
+        """The model as a `TransformerBridge` (automatic BOS is off: SparseLens passes ids)."""
+        bridge = bridge_of(self.model, self.tokenizer)
+        bridge.cfg.default_prepend_bos = False
+        return bridge
+
+    @property
+    def bridged(self) -> bool:
+        """Whether the bridge has been built around the model."""
+        return bool(attention_bridges(self.model))
+
+    @property
+    def n_layers(self) -> int:
+        """Number of attention layers."""
+        return int(self.text_config.num_hidden_layers)
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads a layer."""
+        return int(self.text_config.num_attention_heads)
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key-value heads a layer."""
+        return int(getattr(self.text_config, "num_key_value_heads", None) or self.n_heads)
+
+    @property
+    def text_config(self) -> Any:
+        """The HF config of the text model."""
+        return self.model.config.get_text_config()
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest context that the model was made for."""
+        return int(self.text_config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first weights are."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        dtype: torch.dtype = next(self.model.parameters()).dtype
+        return dtype
+
+    def under(
+        self, policy: Policy | str, *, kernel: Kernel | str = "blocked", observers: Sequence[Observer] = ()
+    ) -> Any:
+        """Run this session's model under a policy while the block lasts (see `under`)."""
+        return under(self, policy, kernel=kernel, observers=observers)
+
+    def encode(self, text: str, *, bos: bool | None = None) -> Tensor:
+        """Return `[1, tokens]` ids of `text`; `bos` None leaves special tokens to the tokenizer's own default."""
+        from sparselens.workbench.prompt import Encoder
+
+        ids, _ = Encoder(self.tokenizer, bos=bos).encode(text)
+        return torch.tensor([ids], device=self.device)
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor, *, policy: Policy | str = "dense", kernel: Kernel | str = "blocked") -> Tensor:
+        """Return `[batch, tokens, vocabulary]` logits of `ids [batch, tokens]` under a policy."""
+        with self.under(policy, kernel=kernel):
+            result: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
+        return result
+
+    @torch.no_grad()
+    def generate(
+        self,
+        ids: Tensor,
+        *,
+        max_new_tokens: int = 20,
+        policy: Policy | str = "dense",
+        kernel: Kernel | str = "blocked",
+        stop: Sequence[int] = (),
+    ) -> list[int]:
+        """Return the greedy continuation of `ids [1, tokens]`, token by token with a KV cache.
+
+        The prompt runs as one prefill, each new token as one decode call; a policy's `phase` says which it shapes.
+        """
+        if ids.shape[0] != 1:
+            raise ValueError(f"generate() takes one prompt at a time; got a batch of {ids.shape[0]}")
+        produced: list[int] = []
+        with self.under(policy, kernel=kernel):
+            state = self.model(input_ids=ids.to(self.device), use_cache=True, logits_to_keep=1)
+            while True:
+                token = int(state.logits[0, -1].argmax())
+                produced.append(token)
+                if len(produced) == max_new_tokens or token in stop:
+                    return produced
+                state = self.model(
+                    input_ids=torch.tensor([[token]], device=self.device),
+                    past_key_values=state.past_key_values,
+                    use_cache=True,
+                )
+
+    def capture(self, prompts: Any, **options: Any) -> Any:
+        """Capture base and policies together (see `sparselens.workbench.capture.capture`)."""
+        from sparselens.workbench.capture import capture
+
+        return capture(self, prompts, **options)
