@@ -1,4 +1,3 @@
-# ruff: noqa: E501  (a declaration is read by the line: one column, one line)
 """Tables about runs and about the prompts they ran on."""
 
 from __future__ import annotations
