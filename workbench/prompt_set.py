@@ -1,0 +1,139 @@
+"""Built-in prompt sets: one file each in `prompt_sets/`, found by its constant `PROMPT_SET`.
+
+A set is a frozen dataclass whose fields are its parameters, written as a call, the same in Python and on the
+command line: `needles(length=1024,depths=[0.1,0.5,0.9])`. Printing and parsing round-trip.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import pkgutil
+import re
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from sparselens.workbench.encoder import Encoder
+    from sparselens.workbench.prompt import Prompt
+
+_CALL = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*)\s*(?:\((.*)\)|:(.*))?$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """What every built-in set is: parameters as fields, `name` and `description`, and its prompts."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+
+    def prompts(self, encoder: Encoder) -> list[Prompt]:
+        """The set's prompts for one tokenizer: the same for the same parameters and seed."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        changed = [
+            f"{entry.name}={_written(getattr(self, entry.name))}"
+            for entry in fields(self)
+            if getattr(self, entry.name) != entry.default
+        ]
+        return f"{self.name}({','.join(changed)})"
+
+    @classmethod
+    def parameters(cls) -> dict[str, Any]:
+        """The parameters and their defaults."""
+        return {entry.name: None if entry.default is MISSING else entry.default for entry in fields(cls)}
+
+
+@cache
+def _found() -> dict[str, type[PromptSet]]:
+    from sparselens.workbench import prompt_sets as folder  # noqa: PLC0415
+
+    sets: dict[str, type[PromptSet]] = {}
+    for module in sorted(entry.name for entry in pkgutil.iter_modules(folder.__path__)):
+        found = import_module(f"{folder.__name__}.{module}").PROMPT_SET
+        if found.name in sets:
+            raise ValueError(f"two prompt sets are named {found.name!r}: {module}.py and another file")
+        sets[found.name] = found
+    return sets
+
+
+def prompt_sets() -> dict[str, type[PromptSet]]:
+    """Every built-in set by name."""
+    return dict(_found())
+
+
+def is_call(text: str) -> bool:
+    """Whether a text is a built-in set's name or call, rather than a file's name."""
+    match = _CALL.match(text.strip())
+    return match is not None and (match[1] in _found() or match[2] is not None)
+
+
+def parse(text: str) -> PromptSet:
+    """The set that a call describes; `needles:length=512,n=4` is a shorthand for flat ones.
+
+    Raises ValueError for an unknown set or parameter (listing what there is) and for a value of another type.
+    """
+    match = _CALL.match(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a prompt set; write it as a call, such as needles(length=512)")
+    name, arguments = match[1], match[2] or match[3] or ""
+    if name not in _found():
+        close = difflib.get_close_matches(name, _found(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown prompt set {name!r}; {hint}there are {', '.join(_found())}")
+    return build(name, _arguments(name, arguments))
+
+
+def build(name: str, arguments: dict[str, Any]) -> PromptSet:
+    """A set from its name and parameters; ValueError for unknown ones and for wrong types."""
+    found = _found()[name]
+    defaults = found.parameters()
+    for key, value in arguments.items():
+        if key not in defaults:
+            raise ValueError(f"{name} has no parameter {key!r}; it has {', '.join(defaults)}")
+        arguments[key] = _typed(name, key, value, defaults[key])
+    return found(**arguments)
+
+
+def _arguments(name: str, text: str) -> dict[str, Any]:
+    try:
+        tree = ast.parse(f"f({text})", mode="eval").body
+        if not isinstance(tree, ast.Call) or tree.args:
+            raise ValueError(f"{name}: parameters are written name=value")
+        return {str(keyword.arg): _value(keyword.value) for keyword in tree.keywords}
+    except SyntaxError as error:
+        raise ValueError(f"{name}({text}) cannot be read: {error.msg}") from error
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return {"true": True, "false": False, "none": None}.get(node.id.lower(), node.id)
+    if isinstance(node, ast.List | ast.Tuple):
+        return tuple(_value(item) for item in node.elts)
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise ValueError(f"{ast.unparse(node)} is no value; write numbers, words and lists") from error
+
+
+def _typed(name: str, key: str, value: Any, default: Any) -> Any:
+    """`value` in the type of `default`: one item where a list is meant, a whole number as a float."""
+    if isinstance(default, tuple):
+        items = tuple(value) if isinstance(value, tuple | list) else (value,)
+        if not items:
+            raise ValueError(f"{name}: {key} is an empty list")
+        return tuple(_typed(name, key, item, default[0]) for item in items)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"{name}: {key} is a {type(default).__name__}, not {value!r}")
+    return value
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(_written(item) for item in value)}]"
+    return str(value)
