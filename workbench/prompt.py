@@ -76,7 +76,7 @@ def read_prompts(
 
     encoder = Encoder(tokenizer, bos=bos, max_tokens=max_tokens)
     if isinstance(source, str) and is_call(source) and not Path(source).exists():
-        return _distinct((f"{prompt.name} of {source}", prompt) for prompt in parse(source).prompts(encoder))
+        return distinct((f"{prompt.name} of {source}", prompt) for prompt in parse(source).prompts(encoder))
     label, rows = _rows(source)
     found: list[tuple[str, Prompt]] = []
     for number, (where, row) in enumerate(rows):
@@ -90,7 +90,7 @@ def read_prompts(
         found.append((where, prompt))
     if not found:
         raise ValueError(f"{label}: no prompts in it")
-    return _distinct(found)
+    return distinct(found)
 
 
 def built_in(
@@ -106,7 +106,7 @@ def built_in(
     return parse(call).prompts(Encoder(tokenizer, bos=bos, max_tokens=max_tokens))
 
 
-def _distinct(prompts: Iterable[tuple[str, Prompt]]) -> list[Prompt]:
+def distinct(prompts: Iterable[tuple[str, Prompt]]) -> list[Prompt]:
     """The prompts, refused when two have the same tokens or the same name: a trace keeps one row of each."""
     ids: dict[str, str] = {}
     names: dict[str, str] = {}

@@ -47,7 +47,7 @@ def _sentences(block: str) -> list[str]:
     lines = block.strip("\n").splitlines()
     if not lines or any(line.startswith((" " * 4, "*", "-", "+")) for line in lines):
         return []
-    text = " ".join(line.strip() for line in lines).replace("’", "'").replace("“", '"').replace("”", '"')
+    text = " ".join(" ".join(lines).split()).replace("’", "'").replace("“", '"').replace("”", '"')
     text = _BROKEN.sub("-", text)
     return [sentence for sentence in _SENTENCE.split(text) if _is_plain(sentence)]
 

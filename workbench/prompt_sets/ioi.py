@@ -22,62 +22,10 @@ if TYPE_CHECKING:
     from sparselens.workbench.prompt import Prompt
 
 _NAMES = (
-    # fmt: off
-    "Mary",
-    "John",
-    "Tom",
-    "James",
-    "Dan",
-    "Martin",
-    "Amy",
-    "Paul",
-    "David",
-    "Sarah",
-    "Mark",
-    "Alice",
-    "Kate",
-    "Anna",
-    "Emma",
-    "Peter",
-    "Laura",
-    "Steven",
-    "Robert",
-    "Lisa",
-    "Michael",
-    "Susan",
-    "Daniel",
-    "Julia",
-    "George",
-    "Henry",
-    "Jack",
-    "Sam",
-    "Jane",
-    "Ben",
-    "Alex",
-    "Maria",
-    "Simon",
-    "Thomas",
-    "Lucy",
-    "Frank",
-    "Adam",
-    "Rachel",
-    "Matthew",
-    "Emily",
-    "Charles",
-    "William",
-    "Edward",
-    "Rose",
-    "Ruth",
-    "Grace",
-    "Andrew",
-    "Eric",
-    "Kevin",
-    "Brian",
-    "Jason",
-    "Scott",
-    "Richard",
-    "Joseph",
-    # fmt: on
+    "Mary John Tom James Dan Martin Amy Paul David Sarah Mark Alice Kate Anna "
+    "Emma Peter Laura Steven Robert Lisa Michael Susan Daniel Julia George Henry Jack Sam "
+    "Jane Ben Alex Maria Simon Thomas Lucy Frank Adam Rachel Matthew Emily Charles William "
+    "Edward Rose Ruth Grace Andrew Eric Kevin Brian Jason Scott Richard Joseph"
 )
 _PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station")
 _OBJECTS = ("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack")
@@ -121,7 +69,7 @@ class Ioi(PromptSet):
             raise ValueError(f"ioi has no corruption {self.corrupt!r}; it has {', '.join(_CORRUPTIONS)}")
         if self.n < 1 or self.filler < 0:
             raise ValueError("ioi: n is at least 1, filler not negative")
-        names = [name for name in _NAMES if len(encoder.plain(" " + name)) == 1]
+        names = [name for name in _NAMES.split() if len(encoder.plain(" " + name)) == 1]
         if len(names) < 5:
             raise ValueError(f"ioi: only {len(names)} of its names are one token in this tokenizer")
         return [prompt for number in range(self.n) for prompt in self._pair(encoder, number, names)]

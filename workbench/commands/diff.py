@@ -1,0 +1,25 @@
+"""`sparselens diff`: what changed between two runs of the same prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def diff(
+    run_a: Annotated[str, typer.Argument(help="The run that is compared with: id or name.")],
+    run_b: Annotated[str, typer.Argument(help="The run that is looked at; changes are B - A.")],
+    trace: Annotated[Path, typer.Option(help="The trace folder.")],
+    top: Annotated[int, typer.Option(min=1, help="How many heads to print.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
+) -> None:
+    """Show the heads that changed most between two runs, from what the tables hold."""
+    from sparselens.analyses.diff import diff as compute
+    from sparselens.workbench.listing import show
+
+    show(compute(trace, run_a, run_b, top=top), as_json=as_json, empty="no head differs")
+
+
+COMMAND = diff
