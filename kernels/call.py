@@ -228,9 +228,10 @@ class AttentionCall:
                 )
                 yield 0, queries, keys, self if whole is mask else replace(self, allowed=whole)
             elif len(queries):
-                yield row, queries, keys, self._sequence(row, queries, keys)
+                yield row, queries, keys, self.sequence(row, queries, keys)
 
-    def _sequence(self, row: int, queries: Tensor, keys: Tensor) -> AttentionCall:
+    def sequence(self, row: int, queries: Tensor, keys: Tensor) -> AttentionCall:
+        """Return sequence `row` alone, with the given rows of its query and key tensors (no padding)."""
         every_query, every_key = len(queries) == self.q_len, len(keys) == self.k_len
 
         def cut(tensor: Tensor, index: Tensor, every: bool, dim: int) -> Tensor:

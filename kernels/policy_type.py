@@ -74,6 +74,11 @@ class Policy(ABC):
     def select(self, call: AttentionCall, memory: Memory) -> Selection:
         """Return the keys kept for each query of `call`."""
 
+    @property
+    def reads_tensors(self) -> bool:
+        """Whether the choice depends on queries and keys; False when positions alone decide it."""
+        return True
+
     def applies(self, call: AttentionCall) -> bool:
         """Tell whether the policy acts on this call, by its phase and `dense_below`."""
         return self.phase in ("both", call.phase) and call.k_len >= self.dense_below

@@ -56,6 +56,13 @@ class Mixture(Selection):
             rows[:, list(heads)] = mask
         return rows
 
+    def counts(self, call: AttentionCall) -> Tensor:
+        """Return how many keys each query keeps, as `Selection.counts`."""
+        counts = torch.empty(call.batch, call.heads, call.q_len, dtype=torch.int64)
+        for heads, part in self.parts:
+            counts[:, list(heads)] = part.counts(call)
+        return counts
+
     def sequence(self, row: int, queries: Tensor, keys: Tensor) -> Selection:
         """Return the part of one sequence, as `Selection.sequence`."""
         return Mixture([(heads, part.sequence(row, queries, keys)) for heads, part in self.parts])
@@ -67,6 +74,15 @@ class Mixture(Selection):
             owned, part = next((owned, part) for owned, part in self.parts if head in owned)
             parts.append(((place,), part.of_heads(torch.tensor([owned.index(head)]))))
         return Mixture(parts)
+
+    def head_groups(self, heads: int) -> list[tuple[tuple[int, ...], Selection]]:
+        """Return the groups of all parts."""
+        del heads
+        return [
+            (tuple(owned[head] for head in heads_of_part), shared)
+            for owned, part in self.parts
+            for heads_of_part, shared in part.head_groups(len(owned))
+        ]
 
     def tiles(self, call: AttentionCall, block: int) -> TileMap:
         """Return the touched and the full tiles, as `Selection.tiles`."""

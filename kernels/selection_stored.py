@@ -50,6 +50,20 @@ class Tiles(Selection):
         """Return the part of some heads, as `Selection.of_heads`."""
         return Tiles(_heads(self.map, heads), self.block_q, self.block_k, self.first)
 
+    def head_groups(self, heads: int) -> list[tuple[tuple[int, ...], Selection]]:
+        """Return heads with equal maps together."""
+        if self.map.shape[1] == 1:
+            return [(tuple(range(heads)), self)]
+        same: dict[bytes, list[int]] = {}
+        for head in range(heads):
+            same.setdefault(self.map[:, head].numpy().tobytes(), []).append(head)
+        return [(tuple(owned), self.of_heads(torch.tensor(owned[:1]))) for owned in same.values()]
+
+    def tile_sharing(self, first_query: int, first_key: int, block: int) -> object:
+        """Return a constant where a tile lies inside one cell of the map: only the distance matters."""
+        spans = (self.block_q % block, self.block_k % block, first_query % block, first_key % block)
+        return None if any(spans) else "tiles"
+
     def tiles(self, call: AttentionCall, block: int) -> TileMap:
         """Return the touched and the full tiles, as `Selection.tiles`."""
         aligned = self.block_q == self.block_k == block and call.allowed.is_plain_causal

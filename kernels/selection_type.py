@@ -46,6 +46,20 @@ class Selection(ABC):
         del heads
         return self
 
+    def head_groups(self, heads: int) -> list[tuple[tuple[int, ...], Selection]]:
+        """Return the heads that share a selection, with the selection (of one head) they share.
+
+        Unless a subclass knows better, each head is by itself.
+        """
+        return [((head,), self.of_heads(torch.tensor([head]))) for head in range(heads)]
+
+    def tile_sharing(self, first_query: int, first_key: int, block: int) -> object:
+        """Return what a partial tile's mask depends on beside its distance from the diagonal; None: itself.
+
+        The tile has `block` keys; `first_query` and `first_key` are the positions of its first cell.
+        """
+        del first_query, first_key, block
+
     def tiles(self, call: AttentionCall, block: int) -> TileMap:
         """Return the call's tiles of `block` queries by `block` keys, from the mask itself."""
         some, full = [], []
@@ -57,12 +71,15 @@ class Selection(ABC):
             full.append(pad(kept.all(-2), (0, wide), value=True).view(shape).all(-1))
         return TileMap(torch.stack(some, -2), torch.stack(full, -2))
 
+    def counts(self, call: AttentionCall) -> Tensor:
+        """Return how many allowed keys each query keeps: int64 `[batch, heads or 1, q_len]`."""
+        parts = [self.kept(call, start, stop).sum(-1) for start, stop in call.row_blocks()]
+        return torch.cat(parts, -1).expand(call.batch, -1, -1)
+
     def density(self, call: AttentionCall) -> Tensor:
         """Return kept pairs ÷ allowed pairs, token-exact: float64 `[batch, heads]`."""
-        kept = torch.zeros(call.batch, call.heads, dtype=torch.int64)
-        for start, stop in call.row_blocks():
-            kept += self.kept(call, start, stop).sum((-1, -2))
-        return kept.double() / call.allowed_pairs()[:, None].clamp(min=1)
+        kept = self.counts(call).sum(-1).double().expand(call.batch, call.heads)
+        return kept / call.allowed_pairs()[:, None].clamp(min=1)
 
     def density_computed(self, call: AttentionCall, block: int = 128) -> Tensor:
         """Return touched tiles ÷ tiles that hold an allowed pair: float64 `[batch, heads]`."""
@@ -77,7 +94,7 @@ class Selection(ABC):
         return encode(self, call, row)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Everything(Selection):
     """All keys."""
 
@@ -87,9 +104,18 @@ class Everything(Selection):
         """Return what is kept, as `Selection.rows`."""
         return torch.ones(1, 1, stop - start, call.k_len, dtype=torch.bool)
 
-    def density(self, call: AttentionCall) -> Tensor:
-        """Return ones."""
-        return torch.ones(call.batch, call.heads, dtype=torch.float64)
+    def head_groups(self, heads: int) -> list[tuple[tuple[int, ...], Selection]]:
+        """Return one group."""
+        return [(tuple(range(heads)), self)]
+
+    def tile_sharing(self, first_query: int, first_key: int, block: int) -> object:
+        """Return a constant: only the distance matters."""
+        del first_query, first_key, block
+        return "everything"
+
+    def counts(self, call: AttentionCall) -> Tensor:
+        """Return how many keys the model allows, as `Selection.counts`."""
+        return call.allowed.counts(call.batch)[:, None]
 
     def tiles(self, call: AttentionCall, block: int) -> TileMap:
         """Return the touched and the full tiles, as `Selection.tiles`."""
@@ -98,7 +124,7 @@ class Everything(Selection):
         return band_tiles(call, block, 0, 1 << 60)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Band(Selection):
     """The first `sink` positions, and keys less than `window` positions behind the query."""
 
@@ -111,6 +137,23 @@ class Band(Selection):
         query = call.query_positions[:, None, start:stop, None]
         key = call.key_positions[:, None, None, :]
         return (key < self.sink) | (query - key < self.window)
+
+    def counts(self, call: AttentionCall) -> Tensor:
+        """Return window + sink where the sink is behind the window, as `Selection.counts`."""
+        seen = call.query_positions[:, None] + 1
+        if not call.allowed.is_plain_causal or int(call.key_positions[0, 0]) != 0:
+            return super().counts(call)
+        behind = (seen - self.window).clamp(min=0)
+        return (seen.clamp(max=self.window) + behind.clamp(max=self.sink)).expand(call.batch, -1, -1)
+
+    def head_groups(self, heads: int) -> list[tuple[tuple[int, ...], Selection]]:
+        """Return one group."""
+        return [(tuple(range(heads)), self)]
+
+    def tile_sharing(self, first_query: int, first_key: int, block: int) -> object:
+        """Return whether the tile has sink columns, and which."""
+        del first_query, block
+        return first_key if first_key < self.sink else "window"
 
     def tiles(self, call: AttentionCall, block: int) -> TileMap:
         """Return the touched and the full tiles, as `Selection.tiles`."""

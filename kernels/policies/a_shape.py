@@ -30,6 +30,11 @@ class AShape(Policy):
         self.require(self.sink >= 0, f"sink is 0 or more, not {self.sink}")
         self.require(self.window >= 1, f"window is 1 or more, not {self.window}")
 
+    @property
+    def reads_tensors(self) -> bool:
+        """Positions alone decide."""
+        return False
+
     def select(self, call: AttentionCall, memory: Memory) -> Selection:
         """Return the band with its sink columns."""
         del call, memory

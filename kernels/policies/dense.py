@@ -18,6 +18,11 @@ class Dense(Policy):
     source: ClassVar[str] = "full attention"
     card: ClassVar[str] = "Keeps every key the model allows. The base of paired captures."
 
+    @property
+    def reads_tensors(self) -> bool:
+        """Positions alone decide."""
+        return False
+
     def select(self, call: AttentionCall, memory: Memory) -> Selection:
         """Return `Everything`."""
         del call, memory

@@ -27,6 +27,11 @@ class SlidingWindow(Policy):
         super().__post_init__()
         self.require(self.window >= 1, f"window is 1 or more, not {self.window}")
 
+    @property
+    def reads_tensors(self) -> bool:
+        """Positions alone decide."""
+        return False
+
     def select(self, call: AttentionCall, memory: Memory) -> Selection:
         """Return the band."""
         del call, memory
