@@ -1,0 +1,33 @@
+// Cell renderers of the tables. React puts values in as text, never as markup.
+(function () {
+  "use strict";
+  const own = (window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {});
+  const make = (...parts) => window.React.createElement(...parts);
+
+  own.HeadLink = function (props) {
+    const { layer, head } = props.data;
+    if (layer === null || layer === undefined || head === null || head === undefined) return null;
+    const name = "L" + layer + "H" + head;
+    const go = JSON.stringify({ layer, head });
+    const here = location.pathname === "/";
+    const target = here ? { "data-cell": name } : { "data-page": "/head" };
+    return make("button", { type: "button", className: "link", "data-go": go, title: here ? "Select " + name : "Open " + name, ...target }, name);
+  };
+  own.Number = (props) => make("span", null, window.sparselens.number(props.value));
+  own.Plain = function (props) {
+    const value = props.value;
+    if (value === null || value === undefined) return make("span", { className: "null" }, "NULL");
+    if (typeof value === "number" && !Number.isInteger(value)) return make("span", { title: String(value) }, String(Number(value.toPrecision(6))));
+    return make("span", null, String(value));
+  };
+  own.UseRun = function (props) {
+    const { run_id, comparable, role, name } = props.data;
+    if (!comparable) return null;
+    const button = (field, label) =>
+      make("button", {
+        type: "button", className: "badge" + (role === label ? " on" : ""), "data-go": JSON.stringify({ [field]: run_id }),
+        "aria-label": "Use " + name + " as " + label, "aria-pressed": role === label,
+      }, label);
+    return make("span", { className: "use" }, button("a", "A"), " ", button("b", "B"));
+  };
+})();

@@ -1,0 +1,104 @@
+"""Runs: what is in the trace, whether it is verified, how dense, how good; choose A and B."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash_ag_grid as dag
+from dash import Dash, Input, Output, html
+
+from sparselens.dashboards.metric import meaning
+from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem
+from sparselens.dashboards.query import Source, TraceProblem, capture_command, records
+from sparselens.dashboards.verdict import verified
+
+RUNS = """
+SELECT r.run_id, coalesce(r.name, r.run_id) AS name, r.kind, r.status, r.policy, r.model, r.kernel, r.phase,
+       r.off_label, r.n_prompts, r.n_tokens, r.seconds, r.verify_kernel, r.verify_logits, r.verify_calls,
+       strftime(r.created_at, '%Y-%m-%d %H:%M') AS created_at, d.density, l.nll,
+       r.run_id IN (SELECT run_id FROM run_prompts) AND r.kind = 'capture' AS comparable
+FROM runs r
+LEFT JOIN (SELECT run_id, avg(density) AS density FROM head_stats
+           WHERE pattern = 'executed' AND rows = 'all' GROUP BY run_id) d USING (run_id)
+LEFT JOIN (SELECT run_id, avg(nll) AS nll FROM
+           (SELECT run_id, prompt_id, avg(nll) AS nll FROM predictions GROUP BY ALL) GROUP BY run_id) l
+  USING (run_id)
+ORDER BY r.created_at DESC, r.run_id
+"""
+RUN_FIELDS = part("a", "b")
+COLUMNS: list[dict[str, Any]] = [
+    {"headerName": "Use as", "cellRenderer": "UseRun", "width": 96, "pinned": "left", "sortable": False,
+     "headerTooltip": "A is the base, B the run that is looked at"},
+    {"field": "name", "headerName": "Run", "minWidth": 150, "flex": 1},
+    {"field": "policy", "headerName": "Policy", "minWidth": 220, "flex": 2, "cellClass": "mono",
+     "headerTooltip": meaning("runs", "policy")},
+    {"field": "status", "headerName": "Status", "width": 96, "headerTooltip": meaning("runs", "status")},
+    {"field": "verified", "headerName": "Verified", "width": 150,
+     "headerTooltip": "kernel, logits and calls checks; what failed or was not checked is named"},
+    {"field": "density", "headerName": "Density", "width": 90, "type": "rightAligned", "cellRenderer": "Number",
+     "headerTooltip": meaning("head_stats", "density") + "; mean over heads and prompts"},
+    {"field": "nll", "headerName": "NLL", "width": 80, "type": "rightAligned", "cellRenderer": "Number",
+     "headerTooltip": "mean over prompts of the mean −ln probability of a token (nats)"},
+    {"field": "n_prompts", "headerName": "Prompts", "width": 86, "type": "rightAligned"},
+    {"field": "n_tokens", "headerName": "Tokens", "width": 86, "type": "rightAligned"},
+    {"field": "seconds", "headerName": "Seconds", "width": 90, "type": "rightAligned", "cellRenderer": "Number"},
+    {"field": "kernel", "headerName": "Kernel", "width": 96, "headerTooltip": meaning("runs", "kernel")},
+    {"field": "model", "headerName": "Model", "width": 140},
+    {"field": "kind", "headerName": "Kind", "width": 86, "headerTooltip": meaning("runs", "kind")},
+    {"field": "created_at", "headerName": "Started (UTC)", "width": 136},
+]  # fmt: skip
+
+
+def table_figure(frame: Any, a: str = "", b: str = "") -> list[dict[str, Any]]:
+    """Rows of the table: the frame's, with the checks in words and which run is A or B."""
+    rows = records(frame)
+    for row in rows:
+        row["verified"] = verified(row) if row["kind"] == "capture" else ""
+        row["role"] = "A" if row["run_id"] == a else "B" if row["run_id"] == b else ""
+    return rows
+
+
+def layout() -> Any:
+    """The page before anything is drawn in it."""
+    return html.Div(
+        [
+            *parts(RUN_FIELDS),
+            panel(
+                "Runs",
+                html.Div(id="runs-empty"),
+                dag.AgGrid(
+                    id="runs",
+                    columnDefs=COLUMNS,
+                    rowData=[],
+                    defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
+                    dashGridOptions={
+                        "rowHeight": 30,
+                        "headerHeight": 32,
+                        "tooltipShowDelay": 300,
+                        "animateRows": False,
+                    },
+                    className="table page-table",
+                ),
+                note="everything in this trace, newest first",
+            ),
+        ],
+        className="runs-page",
+    )
+
+
+def register(app: Dash, source: Source) -> None:
+    """Wire the table to the selection."""
+
+    @app.callback(Output("runs", "rowData"), Output("runs-empty", "children"), Input(RUN_FIELDS, "data"))
+    def draw_runs(data: dict[str, Any] | None) -> Any:
+        selection = chosen(data)
+        try:
+            frame = source.frame(RUNS)
+        except TraceProblem as found:
+            return [], problem(found)
+        if frame.empty:
+            return [], message("This trace has no run yet. This command captures one:", capture_command(source.path))
+        return table_figure(frame, selection.a if selection else "", selection.b if selection else ""), None
+
+
+PAGE = Page("Runs", "/runs", 2, layout, register)

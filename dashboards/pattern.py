@@ -1,0 +1,171 @@
+"""Attention cells of one head for a window of queries and keys, from what the trace holds.
+
+Two sources, never mixed in one picture without saying so: `pooled_maps` (stored for every head) and, where
+`--keep qk` stored the rotated q and k, the exact softmax under the run's recorded selection. An exact map is
+only shown when its rows agree with the stored log-sum-exp; scores that were scaled or masked in a way the
+trace does not tell would disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparselens.dashboards.query import Source, TraceProblem
+from sparselens.dashboards.selection import Selection, Window
+from sparselens.storage import mask, pooled
+
+Floats = NDArray[np.float64]
+
+EXACT_CELLS = 256
+LSE_TOLERANCE = 0.05
+POOLED = """
+SELECT pool, size, data FROM pooled_maps
+WHERE run_id = $run AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
+"""
+VECTORS = """
+SELECT pos, vector FROM activations
+WHERE run_id = $run AND prompt_id = $prompt AND hook = $hook AND layer = $layer AND head = $head
+  AND pos >= $start AND pos < $stop ORDER BY pos
+"""
+KEY_HEADS = """
+SELECT count(DISTINCT head) AS n FROM activations
+WHERE run_id = $run AND prompt_id = $prompt AND hook = $hook AND layer = $layer AND pos = 0
+"""
+MASK = """
+SELECT kind, data FROM selections
+WHERE run_id = $run AND prompt_id = $prompt AND layer = $layer AND head = $head
+"""
+LSE = """
+SELECT q_pos, lse FROM row_stats
+WHERE run_id = $run AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
+  AND q_pos >= $start AND q_pos < $stop
+"""
+HEADS = "SELECT max(head) + 1 AS n FROM head_stats WHERE run_id = $run AND prompt_id = $prompt"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """`values` is `[rows, columns]` of attention mass; NaN where a query cannot see a key.
+
+    A cell is `pool` queries by `pool` keys: the mean over its queries of the mass on its keys. Exact cells
+    have `pool` 1. The window starts are multiples of `pool`.
+    """
+
+    values: Floats
+    queries: Window
+    keys: Window
+    pool: int
+    exact: bool
+    note: str = ""
+
+    def without_first_key(self) -> Cells:
+        """The same cells with the column that holds key 0 left blank (for display only)."""
+        if self.keys.start > 0:
+            return self
+        values = self.values.copy()
+        values[:, 0] = np.nan
+        return Cells(values, self.queries, self.keys, self.pool, self.exact, self.note)
+
+
+def cells(source: Source, run: str, selection: Selection, length: int, *, exact: bool = True) -> Cells | None:
+    """The head's cells in the selected window: exact where it is small and q and k were kept, else pooled.
+
+    None when neither is stored. `length` is the prompt's number of tokens; `exact=False` asks for pooled ones.
+    """
+    queries = (selection.qs or Window(0, length)).clip(length)
+    keys = (selection.ks or Window(0, length)).clip(length)
+    note = ""
+    if exact and len(queries) <= EXACT_CELLS and len(keys) <= EXACT_CELLS:
+        try:
+            values = exact_rows(source, run, selection, queries)
+        except TraceProblem as problem:
+            note = str(problem)
+        else:
+            return Cells(values_in(values, queries, keys, length), queries, keys, 1, True)
+    return _pooled(source, run, selection, queries, keys, note)
+
+
+def values_in(rows: Floats, queries: Window, keys: Window, length: int) -> Floats:
+    """Rows over all keys cut to the key window; keys after their query become NaN."""
+    wide = np.full((len(queries), max(length, keys.stop)), np.nan)
+    wide[:, : rows.shape[1]] = rows
+    future = np.arange(wide.shape[1])[None, :] > np.arange(queries.start, queries.stop)[:, None]
+    wide[future] = np.nan
+    return wide[:, keys.start : keys.stop]
+
+
+def _pooled(source: Source, run: str, selection: Selection, queries: Window, keys: Window, note: str) -> Cells | None:
+    row = source.first(POOLED, run=run, prompt=selection.prompt, layer=selection.layer, head=selection.head)
+    if not row:
+        return None
+    pool = int(row["pool"])
+    whole = np.asarray(pooled.decode(bytes(row["data"]), int(row["size"])), dtype=np.float64)
+    side = np.arange(whole.shape[0])
+    whole = np.where(side[None, :] > side[:, None], np.nan, whole)
+    rows = Window(queries.start // pool, -(-queries.stop // pool))
+    columns = Window(keys.start // pool, -(-keys.stop // pool))
+    return Cells(
+        whole[rows.start : rows.stop, columns.start : columns.stop],
+        Window(rows.start * pool, rows.stop * pool),
+        Window(columns.start * pool, columns.stop * pool),
+        pool,
+        False,
+        note,
+    )
+
+
+def exact_rows(source: Source, run: str, selection: Selection, queries: Window) -> Floats:
+    """Executed softmax rows `[queries, keys up to the last query]` from the kept q and k, in float64.
+
+    Keys that the model or the policy does not allow have 0.
+
+    Raises:
+        TraceProblem: q and k were not kept, or the rows disagree with the stored log-sum-exp.
+    """
+    head = {"run": run, "prompt": selection.prompt, "layer": selection.layer, "head": selection.head}
+    query, key = _vectors(source, head, queries)
+    scores = query @ key.T / np.sqrt(query.shape[1])
+    kept = np.arange(len(key))[None, :] <= np.arange(queries.start, queries.stop)[:, None]
+    stored = source.first(MASK, **head)
+    if stored:
+        kept &= mask.decode(bytes(stored["data"])).rows(queries.start, queries.stop, len(key))
+    scores = np.where(kept, scores, -np.inf)
+    top = np.where(kept.any(axis=1), scores.max(axis=1), 0.0)
+    weights = np.exp(scores - top[:, None])
+    total = weights.sum(axis=1)
+    _check(source, head, queries, top + np.log(np.where(total > 0, total, 1.0)))
+    return np.asarray(weights / np.where(total > 0, total, 1.0)[:, None])
+
+
+def _vectors(source: Source, head: dict[str, Any], queries: Window) -> tuple[Floats, Floats]:
+    at = {**head, "hook": f"blocks.{head['layer']}.attn.hook_rot_q", "start": queries.start, "stop": queries.stop}
+    query = source.frame(VECTORS, **at)
+    if len(query) != len(queries):
+        raise TraceProblem("Exact cells need q and k: capture with --keep qk.")
+    at["hook"] = f"blocks.{head['layer']}.attn.hook_rot_k"
+    key_heads = source.first(KEY_HEADS, run=head["run"], prompt=head["prompt"], layer=head["layer"], hook=at["hook"])["n"]
+    heads = source.first(HEADS, run=head["run"], prompt=head["prompt"])["n"]
+    if not key_heads or not heads or heads % key_heads:
+        raise TraceProblem("Exact cells need the keys of every key-value head: capture with --keep qk.")
+    group = heads // key_heads
+    key = source.frame(VECTORS, **{**at, "head": head["head"] // group, "start": 0})
+    if len(key) != queries.stop:
+        raise TraceProblem("Exact cells need the keys of every position: capture with --keep qk.")
+    return np.stack(query["vector"].to_list()).astype(np.float64), np.stack(key["vector"].to_list()).astype(np.float64)
+
+
+def _check(source: Source, head: dict[str, Any], queries: Window, lse: Floats) -> None:
+    stored = source.frame(LSE, start=queries.start, stop=queries.stop, **head).dropna()
+    stored = stored[np.isfinite(stored["lse"])]
+    if stored.empty:
+        return
+    off = np.abs(lse[stored["q_pos"].to_numpy() - queries.start] - stored["lse"].to_numpy())
+    if off.max() > LSE_TOLERANCE:
+        raise TraceProblem(
+            f"The kept q and k do not give the stored log-sum-exp (off by {off.max():.2g} nats): the model scales or "
+            "masks its scores in a way the trace does not hold, so pooled cells are shown."
+        )

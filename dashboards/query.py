@@ -1,0 +1,176 @@
+"""SQL access of the pages: named parameters, a small memory, one kind of error.
+
+Every read goes through the SQL door (`sparselens.storage.reader.connect`), so a page cannot do what a user
+of the SQL page cannot. Captures that are written meanwhile appear without a restart.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Lock
+from time import time
+from typing import Any, TypeVar, cast
+
+import duckdb
+
+from sparselens.storage import reader
+
+MAX_ROWS = 500_000
+SECONDS = 20.0
+KEPT = 128
+STATUS_SECONDS = 20  # how old the status of an unfinished run may be
+Made = TypeVar("Made")
+Value = str | bool | int | float | None | list[str] | list[int]
+
+
+class TraceProblem(ValueError):
+    """The trace cannot answer; the message is one line for the page, `advice` a command that helps."""
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
+
+
+def literal(value: Value) -> str:
+    """A Python value as a DuckDB literal; a list becomes `(…)`, None and NaN become NULL."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "NULL"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "(" + (", ".join(literal(each) for each in value) or "NULL") + ")"
+    if isinstance(value, str):
+        return "'" + value.replace("\0", "").replace("'", "''") + "'"
+    return repr(value)
+
+
+def bound(sql: str, values: dict[str, Value]) -> str:
+    """SQL with each `$name` replaced by the literal of its value; an unknown name raises ValueError."""
+
+    def put(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise ValueError(f"the query names ${match[1]}; given are {', '.join(values) or 'none'}")
+        return literal(values[match[1]])
+
+    return re.sub(r"\$([a-z_][a-z_0-9]*)", put, sql)
+
+
+class Source:
+    """The trace behind the pages. What was read is remembered while the trace stands still."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._open: reader.Connection | None = None
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._lock = Lock()
+        self._stamp: tuple[Any, ...] | None = None
+
+    def stamp(self) -> tuple[Any, ...]:
+        """Changes whenever a run or a part of a run appears, ends or goes."""
+        if self.path.is_file():
+            return (self.path.stat().st_mtime_ns,)
+        return tuple(sorted(self._run_stamps()))
+
+    def _run_stamps(self) -> Iterator[tuple[str, int, int]]:
+        runs = self.path / "runs"
+        for run in runs.iterdir() if runs.is_dir() else ():
+            manifest = run / "manifest.json"
+            if manifest.exists():
+                yield run.name, manifest.stat().st_mtime_ns, 0
+            elif run.is_dir():
+                parts = sum(each.name.startswith("part-") for each in run.iterdir())
+                yield run.name, int(time() / STATUS_SECONDS), parts
+
+    def run(
+        self,
+        sql: str,
+        values: dict[str, Value] | None = None,
+        *,
+        max_rows: int = MAX_ROWS,
+        timeout: float = SECONDS,
+    ) -> reader.Result:
+        """The door's result of one statement, with `$name` parameters.
+
+        Raises:
+            TraceProblem: no trace, a newer schema, a refused or failing statement, or out of time.
+        """
+        try:
+            return self._connection().sql(sql, values, max_rows=max_rows, timeout=timeout)
+        except (ValueError, OSError, duckdb.Error) as problem:
+            if isinstance(problem, TraceProblem):
+                raise
+            raise TraceProblem(one_line(problem)) from problem
+
+    def frame(self, sql: str, **values: Value) -> Any:
+        """A data frame of a query with `$name` parameters; treat it as read-only, it may be shared."""
+        named = set(re.findall(r"\$([a-z_]+)", sql))
+        if named - set(values):
+            raise ValueError(f"the query names ${min(named - set(values))}; given are {', '.join(values) or 'none'}")
+        used = {name: value for name, value in values.items() if name in named}
+        return self.kept(f"{used} {sql}", lambda: self.run(sql, used).df())
+
+    def kept(self, name: str, make: Callable[[], Made]) -> Made:
+        """What `make` returns, remembered under a name until the trace changes or newer things push it out."""
+        stamp = self.stamp()
+        with self._lock:
+            if stamp != self._stamp:
+                self._kept.clear()
+                self._stamp = stamp
+            if name in self._kept:
+                self._kept.move_to_end(name)
+                return cast("Made", self._kept[name])
+        made = make()
+        with self._lock:
+            self._kept[name] = made
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return made
+
+    def records(self, sql: str, **values: Value) -> list[dict[str, Any]]:
+        """Rows as dictionaries of plain Python values, NULL and NaN as None."""
+        return records(self.frame(sql, **values))
+
+    def first(self, sql: str, **values: Value) -> dict[str, Any]:
+        """The first row as a dictionary, empty when there is none."""
+        rows = self.records(sql, **values)
+        return rows[0] if rows else {}
+
+    def _connection(self) -> reader.Connection:
+        with self._lock:
+            if self._open is None:
+                if not self.path.exists():
+                    raise TraceProblem(f"There is no trace at {self.path}.", capture_command(self.path))
+                self._open = reader.connect(self.path)
+            return self._open
+
+
+def records(frame: Any) -> list[dict[str, Any]]:
+    """Rows of a frame as dictionaries fit for JSON: numpy scalars unpacked, NaN and NaT as None."""
+    plain = frame.astype(object).where(frame.notna(), None)
+    return [{name: _plain(value) for name, value in row.items()} for row in plain.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def one_line(problem: BaseException) -> str:
+    """An error as one short line."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return (lines[0] if lines else type(problem).__name__)[:400]
+
+
+def capture_command(path: Path) -> str:
+    """The command that fills a trace."""
+    return (
+        'sparselens capture smollm2-135m --prompts "needles(length=512)" '
+        f'--policy "a_shape(sink=4,window=64)" --trace {path}'
+    )

@@ -1,0 +1,130 @@
+"""What the pages fetch beside Dash's callbacks: map images and cells, reads of a token, SQL results as CSV.
+
+Every address is a view of the URL's own selection, so it can be opened on its own. Also here: which hosts
+are answered, what a browser may load, compression.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from flask import Flask, Response, request
+
+from sparselens.dashboards.heatmap import side_cells
+from sparselens.dashboards.picture import png
+from sparselens.dashboards.query import SECONDS, Source, TraceProblem
+from sparselens.dashboards.reads import reads
+from sparselens.dashboards.selection import Selection
+
+CSV_ROWS = 100_000
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'self'"
+)
+WORTH = ("application/json", "text/", "application/javascript", "image/svg")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def register(server: Flask, source: Source) -> None:
+    """Add the routes to the application's server."""
+
+    @server.before_request
+    def only_this_machine() -> Response | None:
+        host = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
+        if request.remote_addr in ("127.0.0.1", "::1") and host not in LOOPBACK:
+            return Response("this host name is not served", 403, mimetype="text/plain")
+        return None
+
+    @server.get("/view/reads")
+    def view_reads() -> Response:
+        return _answer(lambda selection: server.json.response(reads(source, selection)))
+
+    @server.get("/view/map.png")
+    def view_map() -> Response:
+        def draw(selection: Selection) -> Response:
+            drawn = side_cells(source, selection, selection.side)
+            theme = "dark" if request.args.get("theme") == "dark" else "light"
+            return Response(png(drawn.values, drawn.scale, theme), mimetype="image/png")
+
+        return _answer(draw, "theme", "seen")
+
+    @server.get("/view/cells")
+    def view_cells() -> Response:
+        def pack(selection: Selection) -> Response:
+            drawn = side_cells(source, selection, selection.side)
+            return Response(drawn.values.astype("<f4").tobytes(), mimetype="application/octet-stream")
+
+        return _answer(pack, "seen")
+
+    @server.get("/view/sql.csv")
+    def view_csv() -> Response:
+        return _answer(lambda selection: _csv(source, selection.sql))
+
+    server.after_request(_finish)
+
+
+def _answer(make: Callable[[Selection], Response], *beside: str) -> Response:
+    """The response for the request's selection; a trace's problem is one line of text and status 400."""
+    search = "&".join(part for part in request.query_string.decode().split("&") if part.split("=")[0] not in beside)
+    selection, complaints = Selection.parse(search)
+    if complaints:
+        return Response(complaints[0], 400, mimetype="text/plain")
+    try:
+        return make(selection)
+    except TraceProblem as problem:
+        return Response(str(problem), 400, mimetype="text/plain")
+
+
+def _csv(source: Source, sql: str) -> Response:
+    result = source.run(sql, max_rows=CSV_ROWS, timeout=SECONDS)
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(result.columns)
+    writer.writerows([[_harmless(value) for value in row] for row in result.rows])
+    headers = {"Content-Disposition": "attachment; filename=sparselens.csv", "X-Truncated": str(result.truncated).lower()}
+    return Response(out.getvalue(), mimetype="text/csv", headers=headers)
+
+
+def _harmless(value: Any) -> Any:
+    """Texts that a spreadsheet would run as a formula get a leading quote."""
+    return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _finish(response: Response) -> Response:
+    response.headers.setdefault("Content-Security-Policy", POLICY)
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Referrer-Policy", "no-referrer")
+    if (
+        "gzip" not in request.headers.get("Accept-Encoding", "")
+        or not (response.mimetype or "").startswith(WORTH)
+        or response.status_code != 200
+        or "Content-Encoding" in response.headers
+    ):
+        return response
+    response.direct_passthrough = False
+    body = response.get_data()
+    if len(body) < 1000:
+        return response
+    is_asset = request.path.startswith(("/_dash-component-suites", "/assets"))
+    response.set_data(_packed_asset(body) if is_asset else gzip.compress(body, 4))
+    response.headers["Content-Encoding"] = "gzip"
+    response.headers["Vary"] = "Accept-Encoding"
+    return response
+
+
+@lru_cache(maxsize=64)
+def _packed_asset(body: bytes) -> bytes:
+    return gzip.compress(body, 6)
+
+
+def as_floats(body: bytes) -> Any:
+    """The cells of `/view/cells` as numbers, row by row (for tests and notebooks)."""
+    return np.frombuffer(body, dtype="<f4")

@@ -1,0 +1,143 @@
+"""The one selection that drives every panel, and its spelling as a URL query string.
+
+Reload, back and a shared link work because a page holds no other state: what is not in `Selection` is
+not remembered. Unset fields are filled from the trace by `choice.resolve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "over": ("prompt", "all"),
+    "shade": ("diff", "a", "b"),
+    "way": ("reads", "readers"),
+    "side": ("a", "b", "diff"),
+    "scale": ("sqrt", "linear", "log"),
+    "hide": ("0", "1"),
+}
+SHOWS_SETTLED = ("a", "b", "prompt", "scope", "rows", "metric", "layer", "head")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A half-open range of positions, `start <= pos < stop`; written `12-40` in the URL."""
+
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{self.start}-{self.stop}"
+
+    @classmethod
+    def parse(cls, text: str) -> Window:
+        """Read `12-40`; raises ValueError for anything else and for an empty range."""
+        start, dash, stop = text.partition("-")
+        if not (dash and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+            raise ValueError(f"{text!r} is not a range like 12-40")
+        return cls(int(start), int(stop))
+
+    def clip(self, length: int) -> Window:
+        """The part of this range inside `[0, length)`, never empty for a positive length."""
+        start = min(self.start, max(length - 1, 0))
+        return Window(start, max(min(self.stop, length), start + 1))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is looked at. `None` or an empty text means "not chosen yet"."""
+
+    a: str = ""
+    b: str = ""
+    prompt: str = ""
+    over: str = "prompt"
+    scope: str = ""
+    rows: str = ""
+    metric: str = ""
+    layer: int | None = None
+    head: int | None = None
+    q: int | None = None
+    qs: Window | None = None
+    ks: Window | None = None
+    shade: str = "diff"
+    way: str = "reads"
+    side: str = "b"
+    hide: str = "0"
+    scale: str = "sqrt"
+    sql: str = ""
+
+    @classmethod
+    def parse(cls, search: str) -> tuple[Selection, list[str]]:
+        """Read a URL query string; returns the selection and one line for each value that was ignored."""
+        values: dict[str, Any] = {}
+        complaints: list[str] = []
+        for name, text in parse_qsl(search.removeprefix("?"), keep_blank_values=False):
+            if name not in READERS:
+                complaints.append(f"The link names {name[:40]!r}; known are {', '.join(READERS)}.")
+                continue
+            try:
+                values[name] = READERS[name](text)
+            except ValueError as problem:
+                complaints.append(f"The link's {name} was ignored: {problem}.")
+        return cls(**values), complaints
+
+    @classmethod
+    def of(cls, part: dict[str, str | None]) -> Selection:
+        """The selection of a panel's part store: fields in their URL spelling, absent ones None."""
+        return cls(**{name: READERS[name](text) for name, text in part.items() if text is not None})
+
+    def spelled(self) -> dict[str, str | None]:
+        """Every field in its URL spelling, None where nothing is chosen."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: None if value in (None, "") else str(value) for name, value in values.items()}
+
+    def search(self, **changes: Any) -> str:
+        """The query string, with changes; defaults are left out, what settles the view is always there."""
+        chosen = replace(self, **changes)
+        pairs = [
+            (field.name, str(getattr(chosen, field.name)))
+            for field in fields(chosen)
+            if getattr(chosen, field.name) not in (None, "")
+            and (field.name in SHOWS_SETTLED or getattr(chosen, field.name) != field.default)
+        ]
+        return "?" + urlencode(pairs, quote_via=quote, safe=":,()") if pairs else ""
+
+    @property
+    def head_name(self) -> str:
+        """`L18H6`, or an empty text before a head is chosen."""
+        return "" if self.layer is None or self.head is None else f"L{self.layer}H{self.head}"
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise ValueError(f"{text[:20]!r} is not a whole number")
+    return int(text)
+
+
+def _one_of(name: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in CHOICES[name]:
+            raise ValueError(f"{text[:20]!r} is none of {', '.join(CHOICES[name])}")
+        return text
+
+    return read
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    field.name: (
+        _number
+        if field.name in ("layer", "head", "q")
+        else Window.parse
+        if field.name in ("qs", "ks")
+        else _one_of(field.name)
+        if field.name in CHOICES
+        else str
+    )
+    for field in fields(Selection)
+}
