@@ -28,7 +28,7 @@ def compact(folder: Path) -> Run:
     run = read_run(folder)
     if run.record.folders is None:
         raise ValueError(f"run {run.run_id} is not complete: nothing to merge")
-    write_run_row(run)  # a crash may have left the one of before
+    write_run_row(folder, [run])  # a crash may have left the one of before
     tidy(run)
     groups = _groups(run.folders)
     if len(groups) == len(run.folders):
@@ -38,7 +38,7 @@ def compact(folder: Path) -> Run:
     )
     write_whole(folder / "manifest.json", run.record.with_folders(names).to_json())
     done = read_run(folder)
-    write_run_row(done)
+    write_run_row(folder, [done])
     tidy(done)
     return done
 

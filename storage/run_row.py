@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,9 @@ import pyarrow.parquet as pq
 from sparselens.storage.column import NAMES
 from sparselens.storage.disk import sync, temporary
 from sparselens.storage.run_tables import RUNS
-from sparselens.storage.trace import Run
+
+if TYPE_CHECKING:
+    from sparselens.storage.trace import Run
 
 SCHEMA = RUNS.arrow.append(pa.field("folders", NAMES))
 _JSON = ("args", "packages", "extra", "verify_detail")
@@ -47,10 +50,10 @@ def _naive(value: str | None) -> datetime | None:
     return None if value is None else datetime.fromisoformat(value).replace(tzinfo=None)
 
 
-def write_run_row(run: Run) -> None:
-    """Write `run.parquet`, from which the views in trace.duckdb read the run."""
-    target = run.folder / "run.parquet"
+def write_run_row(folder: Path, runs: Sequence[Run]) -> None:
+    """Write `run.parquet`, from which the views in trace.duckdb read a run (none: the empty shard)."""
+    target = folder / "run.parquet"
     draft = temporary(target)
-    pq.write_table(runs_table([run]), draft)
+    pq.write_table(runs_table(runs), draft)
     sync(draft)
     draft.replace(target)

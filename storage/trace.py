@@ -23,6 +23,7 @@ from typing import Any
 
 from sparselens.storage.disk import TEMPORARY, TraceError, explained, publish_folder, temporary, write_whole
 from sparselens.storage.manifest import RunRecord, now
+from sparselens.storage.run_row import write_run_row
 from sparselens.storage.schema import SCHEMA_VERSION, STORED
 from sparselens.storage.shard import write_empty
 
@@ -54,6 +55,10 @@ class Run:
     def parts(self) -> tuple[dict[str, Any], ...]:
         """What each of them holds: `prompt_ids`, `n_tokens`, `rows` of each table."""
         return tuple(json.loads((folder / "part.json").read_bytes()) for folder in self.folders)
+
+    def with_status(self, status: str) -> Run:
+        """The same run seen with another status."""
+        return self if status == self.status else Run(self.folder, self.record, status)
 
     @property
     def prompt_ids(self) -> tuple[str, ...]:
@@ -115,6 +120,7 @@ class Trace:
         if target.exists():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
+        write_run_row(target.parent, ())
         draft = temporary(target)
         draft.mkdir()
         for table in STORED.values():

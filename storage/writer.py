@@ -79,7 +79,7 @@ class RunWriter:
         with explained("start a run in", trace.path):
             draft.mkdir(parents=True)
             write_whole(draft / "run.json", record.to_json())
-            write_run_row(Run(draft, record, "running"))
+            write_run_row(draft, [Run(draft, record, "running")])
             _write_heartbeat(draft, owner, 0.0)
             try:
                 publish_folder(draft, folder)
@@ -169,7 +169,7 @@ class RunWriter:
         self.record = record.with_folders(folders)
         with explained("finish a run in", self.folder):
             write_whole(self.folder / "manifest.json", self.record.to_json())
-            write_run_row(read_run(self.folder))
+            write_run_row(self.folder, [read_run(self.folder)])
         self._stop.set()
         self._beating.join(timeout=1.0)
         with explained("merge the parts of", self.folder):
