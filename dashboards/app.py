@@ -20,7 +20,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from sparselens.dashboards import route, shell
 from sparselens.dashboards.choice import Settled, settle
 from sparselens.dashboards.page import Page, message, pages
-from sparselens.dashboards.query import Source, TraceProblem, one_line
+from sparselens.dashboards.query import Source, SourceError, one_line
 from sparselens.dashboards.selection import Selection
 
 LOG = logging.getLogger(__name__)
@@ -57,27 +57,29 @@ def create_app(trace_path: Path | str) -> Dash:
 def _register(app: Dash, source: Source, found: list[Page]) -> None:
     by_path = {page.path: page for page in found}
 
-    @app.callback(Output("page", "children"), Input("url", "pathname"))
     def show_page(path: str | None) -> Any:
         page = by_path.get(path or "/")
         return page.layout() if page else message(f"There is no page {path}; there are {', '.join(by_path)}.")
 
+    app.callback(Output("page", "children"), Input("url", "pathname"))(show_page)
+
     fields = ("a", "b", "prompt")
 
-    @app.callback(
-        Output("selection", "data"),
-        Output("notices", "children"),
-        *[Output({"choose": field}, "data") for field in fields],
-        *[Output({"choose": field}, "value") for field in fields],
-        Input("url", "pathname"),
-        Input("url", "search"),
-    )
     def settle_selection(path: str | None, search: str | None) -> tuple[Any, ...]:
         asked, complaints = Selection.parse(search or "")
         try:
             settled = settle(source, asked, complaints)
-        except TraceProblem as problem:
-            return None, shell.notices([*complaints, str(problem)], problem.advice), [], [], [], None, None, None
+        except SourceError as problem:
+            return (
+                None,
+                shell.notices([*complaints, str(problem)], problem.advice),
+                [],
+                [],
+                [],
+                None,
+                None,
+                None,
+            )
         title = by_path[path].name if path in by_path else "no such page"
         lists = shell.options(settled)
         values = settled.selection.spelled()
@@ -88,9 +90,16 @@ def _register(app: Dash, source: Source, found: list[Page]) -> None:
             *[values[field] for field in fields],
         )
 
-    app.clientside_callback(
-        ClientsideFunction("sparselens", "settle"), Input("selection", "data")
-    )
+    app.callback(
+        Output("selection", "data"),
+        Output("notices", "children"),
+        *[Output({"choose": field}, "data") for field in fields],
+        *[Output({"choose": field}, "value") for field in fields],
+        Input("url", "pathname"),
+        Input("url", "search"),
+    )(settle_selection)
+
+    app.clientside_callback(ClientsideFunction("sparselens", "settle"), Input("selection", "data"))
     app.clientside_callback(
         ClientsideFunction("sparselens", "share"),
         Output({"type": "part", "fields": ALL}, "data"),
@@ -110,7 +119,9 @@ def _register(app: Dash, source: Source, found: list[Page]) -> None:
 def shared(settled: Settled, path: str, asked: str, page: str, stamp: tuple[Any, ...]) -> dict[str, Any]:
     """The settled selection as the browser gets it; `seen` changes when the trace does."""
     selection = settled.selection
-    title = " · ".join(word for word in (selection.head_name if page == "Head" else "", page, "SparseLens") if word)
+    title = " · ".join(
+        word for word in (selection.head_name if page == "Head" else "", page, "SparseLens") if word
+    )
     return {
         "path": path,
         "asked": asked,
@@ -129,7 +140,9 @@ def shared(settled: Settled, path: str, asked: str, page: str, stamp: tuple[Any,
 def _show_error(error: Exception) -> None:
     """A callback failed: one line on the page, the traceback in the log."""
     LOG.error("a page's callback failed", exc_info=error)
-    dash.set_props("notices", {"children": message(f"This panel failed: {type(error).__name__}: {one_line(error)}")})
+    dash.set_props(
+        "notices", {"children": message(f"This panel failed: {type(error).__name__}: {one_line(error)}")}
+    )
 
 
 class _QuietHandler(WSGIRequestHandler):

@@ -22,7 +22,8 @@ ORDER BY p.prompt_set, p.name, p.prompt_id
 """
 SHAPE = """
 SELECT coalesce(max(layer) + 1, 0) AS layers, coalesce(max(head) + 1, 0) AS heads,
-       (SELECT TRY_CAST(json_extract_string(extra, '$.kv_heads') AS INTEGER) FROM runs WHERE run_id = $a) AS kv_heads
+       (SELECT TRY_CAST(json_extract_string(extra, '$.kv_heads') AS INTEGER) FROM runs WHERE run_id = $a)
+         AS kv_heads
 FROM head_stats WHERE run_id = $a
 """
 DIFF_KINDS = """
@@ -61,7 +62,8 @@ def settle(source: Source, selection: Selection, notices: list[str]) -> Settled:
     """Fill what is not chosen, replace what the trace does not have and say so.
 
     Raises:
-        TraceProblem: when the trace cannot be read at all.
+        SourceError: when the trace cannot be read at all.
+
     """
     runs = source.records(RUNS)
     if not runs:
@@ -86,7 +88,9 @@ def settle(source: Source, selection: Selection, notices: list[str]) -> Settled:
     size = source.first(SHAPE, a=a)
     shape = (size["layers"], size["heads"])
     group = size["heads"] // size["kv_heads"] if size["kv_heads"] else 0
-    return Settled(_with_head(source, chosen, shape, notices), notices, runs, prompts, scopes, rows, shape, group)
+    return Settled(
+        _with_head(source, chosen, shape, notices), notices, runs, prompts, scopes, rows, shape, group
+    )
 
 
 def _pair(runs: list[dict[str, Any]], selection: Selection, notices: list[str]) -> tuple[str, str, list[str]]:
@@ -136,8 +140,16 @@ def _with_head(source: Source, chosen: Selection, shape: tuple[int, int], notice
     if layer is not None and head is not None and layer < layers and head < heads:
         return chosen
     if layer is not None and head is not None:
-        notices.append(f"There is no head {chosen.head_name}: the model has {layers} layers of {heads} heads.")
+        notices.append(
+            f"There is no head {chosen.head_name}: the model has {layers} layers of {heads} heads."
+        )
     worst = source.first(
-        WORST_HEAD, a=chosen.a, b=chosen.b, scope=chosen.scope, rows=chosen.rows, over=chosen.over, prompt=chosen.prompt
+        WORST_HEAD,
+        a=chosen.a,
+        b=chosen.b,
+        scope=chosen.scope,
+        rows=chosen.rows,
+        over=chosen.over,
+        prompt=chosen.prompt,
     )
     return replace(chosen, layer=worst.get("layer", 0), head=worst.get("head", 0))

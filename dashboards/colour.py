@@ -7,11 +7,14 @@ for dark; HTML cells take them as CSS variables, images as palettes, from the sa
 
 from __future__ import annotations
 
+import math
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float64]
+Bytes: TypeAlias = NDArray[np.uint8]
+Floats: TypeAlias = NDArray[np.float64]
 
 LEVELS = 32
 STOPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -71,7 +74,7 @@ def variables(theme: str) -> str:
 
 def level(value: float | None, low: float, high: float) -> int | None:
     """Which of the `LEVELS + 1` steps a value takes between low and high; None stays None."""
-    if value is None or value != value:
+    if value is None or math.isnan(value):
         return None
     if high <= low:
         return 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sparselens.dashboards.pattern import Cells, cells
 from sparselens.dashboards.picture import Scale
-from sparselens.dashboards.query import Source, TraceProblem
+from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.verdict import number
 
@@ -33,7 +33,7 @@ def maps(source: Source, selection: Selection) -> dict[str, Drawn]:
     """The maps there are, by side: `a`, `b` and, when both exist on the same cells, `diff` (B − A).
 
     A and B share the range 0 … their maximum; the difference runs from −m to m. When only one of them can
-    be exact, both are pooled. Raises TraceProblem when nothing is stored.
+    be exact, both are pooled. Raises SourceError when nothing is stored.
     """
     fields = ("a", "b", "prompt", "layer", "head", "qs", "ks", "hide", "scale")
     name = "maps " + " ".join(str(getattr(selection, field)) for field in fields)
@@ -49,12 +49,12 @@ def _maps(source: Source, selection: Selection) -> dict[str, Drawn]:
         if got is not None:
             found[side] = got
     if not found:
-        raise TraceProblem(f"No attention map of {selection.head_name} is stored for this prompt.")
+        raise SourceError(f"No attention map of {selection.head_name} is stored for this prompt.")
     if len(found) == 2 and found["a"].exact != found["b"].exact:
         for side in ("a", "b"):
             pooled = cells(source, getattr(selection, side), selection, length, exact=False)
             if pooled is None:
-                raise TraceProblem("Only one of the runs kept q and k, and the other has no pooled map.")
+                raise SourceError("Only one of the runs kept q and k, and the other has no pooled map.")
             found[side] = pooled
     if selection.hide == "1":
         found = {side: each.without_first_key() for side, each in found.items()}
@@ -68,14 +68,16 @@ def _maps(source: Source, selection: Selection) -> dict[str, Drawn]:
 
 
 def side_cells(source: Source, selection: Selection, side: str) -> Drawn:
-    """One of the maps; TraceProblem when that one is not stored."""
+    """One of the maps; SourceError when that one is not stored."""
     drawn = maps(source, selection)
     if side not in drawn:
-        raise TraceProblem(f"No map {side} is stored for this prompt and pair.")
+        raise SourceError(f"No map {side} is stored for this prompt and pair.")
     return drawn[side]
 
 
-def map_figures(drawn: dict[str, Drawn], selection: Selection, sinks: dict[str, float | None], seen: str) -> list[Any]:
+def map_figures(
+    drawn: dict[str, Drawn], selection: Selection, sinks: dict[str, float | None], seen: str
+) -> list[Any]:
     """The maps as figures: image, ticks, colour bar, sink mass. `sinks` is the mean mass on key 0 by side."""
     titles = {"a": "A", "b": "B", "diff": "B − A"}
     return [
@@ -95,7 +97,7 @@ def how(each: Cells) -> str:
     """How the cells came about, in words."""
     if each.exact:
         return "Exact cells: softmax of the kept q and k (float16) under the recorded selection."
-    words = f"Pooled {each.pool} × {each.pool} tokens a cell: mean over its queries of the mass on its keys (sum-pooled keys)."
+    words = f"Pooled, {each.pool} × {each.pool} tokens a cell: mean over queries of the summed mass on keys."
     return f"{words} {each.note}" if each.note else words
 
 
@@ -109,18 +111,21 @@ def _frame(each: Drawn, side: str, selection: Selection, seen: str) -> Any:
     search = selection.search(side=side, sql="", q=None)
     search += "" if "side=" in search else f"&side={side}"
     shape = {
-        "q0": window.queries.start, "q1": window.queries.stop, "k0": window.keys.start, "k1": window.keys.stop,
-        "pool": window.pool, "rows": rows, "columns": columns,
+        "q0": window.queries.start, "q1": window.queries.stop,
+        "k0": window.keys.start, "k1": window.keys.stop, "pool": window.pool,
+        "rows": rows, "columns": columns,
     }  # fmt: skip
     label = (
-        f"{selection.head_name}, map {side}: queries {window.queries.start} to {window.queries.stop - 1} down, "
+        f"{selection.head_name}, map {side}: "
+        f"queries {window.queries.start} to {window.queries.stop - 1} down, "
         f"keys {window.keys.start} to {window.keys.stop - 1} across"
     )
+    address = f"/view/map.png{search}&seen={seen}"
     images = [
         html.Div(
             className=f"picture only-{theme}",
             role="img",
-            style={"backgroundImage": f'url("/view/map.png{search}&theme={theme}&seen={seen}")'},
+            style={"backgroundImage": f'url("{address}&theme={theme}")'},
             **{"aria-label": label},
         )
         for theme in ("light", "dark")
@@ -130,7 +135,11 @@ def _frame(each: Drawn, side: str, selection: Selection, seen: str) -> Any:
             html.Span("query", className="axis axis-q"),
             html.Div(_ticks(window.queries.start, window.queries.stop), className="ticks ticks-q"),
             html.Div(
-                [*images, html.Div(className="map-cross", hidden=True), html.Div(className="map-band", hidden=True)],
+                [
+                    *images,
+                    html.Div(className="map-cross", hidden=True),
+                    html.Div(className="map-band", hidden=True),
+                ],
                 className="map-frame",
                 **{
                     "data-shape": _json(shape),
@@ -155,7 +164,11 @@ def _bar(scale: Scale) -> Any:
     kind = "div" if scale.diverging else "seq"
     marks = [html.Span(number(scale.value(place), 3)) for place in BAR]
     return html.Div(
-        [html.Span(className=f"bar {kind}"), html.Div(marks, className="marks"), html.Span(f"{scale.kind} scale", className="note")],
+        [
+            html.Span(className=f"bar {kind}"),
+            html.Div(marks, className="marks"),
+            html.Span(f"{scale.kind} scale", className="note"),
+        ],
         className="map-bar",
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dash import Dash, dcc, html
 
-from sparselens.dashboards.query import Source, TraceProblem
+from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
 
 Part = dict[str, Any]
@@ -61,7 +61,11 @@ def panel(title: str, *children: Any, tools: Sequence[Any] = (), note: str = "",
     return html.Section(
         [
             html.Header(
-                [html.H2(title), html.Span(note, className="note") if note else None, html.Div(list(tools), className="tools")],
+                [
+                    html.H2(title),
+                    html.Span(note, className="note") if note else None,
+                    html.Div(list(tools), className="tools"),
+                ],
             ),
             *children,
         ],
@@ -80,7 +84,11 @@ def switch(label: str, name: str, options: Sequence[tuple[str, str]]) -> Any:
                 text,
                 type="button",
                 className="option",
-                **{"data-option": f"{name}={value}", "data-initial": initial, "aria-pressed": str(value == initial).lower()},
+                **{
+                    "data-option": f"{name}={value}",
+                    "data-initial": initial,
+                    "aria-pressed": str(value == initial).lower(),
+                },
             )
             for value, text in options
         ],
@@ -93,10 +101,17 @@ def switch(label: str, name: str, options: Sequence[tuple[str, str]]) -> Any:
 def message(text: str, command: str = "") -> Any:
     """An empty state: why there is nothing, and what to run."""
     return html.Div(
-        [html.P(text), html.Pre(command, className="command") if command else None], className="message", role="status"
+        [html.P(text), html.Pre(command, className="command") if command else None],
+        className="message",
+        role="status",
     )
 
 
-def problem(found: TraceProblem) -> Any:
+def problem(found: SourceError) -> Any:
     """A problem of the trace as an empty state."""
     return message(str(found), found.advice)
+
+
+def table_height(rows: int, row_height: int) -> dict[str, str]:
+    """Style of a table that is as high as its rows, up to two thirds of the window."""
+    return {"height": f"min(66vh, {52 + max(rows, 1) * row_height}px)"}

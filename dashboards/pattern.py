@@ -9,16 +9,16 @@ trace does not tell would disagree.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparselens.dashboards.query import Source, TraceProblem
+from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection, Window
 from sparselens.storage import mask, pooled
 
-Floats = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.float64]
 
 EXACT_CELLS = 256
 LSE_TOLERANCE = 0.05
@@ -74,7 +74,7 @@ class Cells:
 def cells(source: Source, run: str, selection: Selection, length: int, *, exact: bool = True) -> Cells | None:
     """The head's cells in the selected window: exact where it is small and q and k were kept, else pooled.
 
-    None when neither is stored. `length` is the prompt's number of tokens; `exact=False` asks for pooled ones.
+    None when neither is stored. `length` is the prompt's number of tokens; `exact=False` wants pooled ones.
     """
     queries = (selection.qs or Window(0, length)).clip(length)
     keys = (selection.ks or Window(0, length)).clip(length)
@@ -82,7 +82,7 @@ def cells(source: Source, run: str, selection: Selection, length: int, *, exact:
     if exact and len(queries) <= EXACT_CELLS and len(keys) <= EXACT_CELLS:
         try:
             values = exact_rows(source, run, selection, queries)
-        except TraceProblem as problem:
+        except SourceError as problem:
             note = str(problem)
         else:
             return Cells(values_in(values, queries, keys, length), queries, keys, 1, True)
@@ -98,7 +98,9 @@ def values_in(rows: Floats, queries: Window, keys: Window, length: int) -> Float
     return wide[:, keys.start : keys.stop]
 
 
-def _pooled(source: Source, run: str, selection: Selection, queries: Window, keys: Window, note: str) -> Cells | None:
+def _pooled(
+    source: Source, run: str, selection: Selection, queries: Window, keys: Window, note: str
+) -> Cells | None:
     row = source.first(POOLED, run=run, prompt=selection.prompt, layer=selection.layer, head=selection.head)
     if not row:
         return None
@@ -124,7 +126,8 @@ def exact_rows(source: Source, run: str, selection: Selection, queries: Window) 
     Keys that the model or the policy does not allow have 0.
 
     Raises:
-        TraceProblem: q and k were not kept, or the rows disagree with the stored log-sum-exp.
+        SourceError: q and k were not kept, or the rows disagree with the stored log-sum-exp.
+
     """
     head = {"run": run, "prompt": selection.prompt, "layer": selection.layer, "head": selection.head}
     query, key = _vectors(source, head, queries)
@@ -132,7 +135,10 @@ def exact_rows(source: Source, run: str, selection: Selection, queries: Window) 
     kept = np.arange(len(key))[None, :] <= np.arange(queries.start, queries.stop)[:, None]
     stored = source.first(MASK, **head)
     if stored:
-        kept &= mask.decode(bytes(stored["data"])).rows(queries.start, queries.stop, len(key))
+        try:
+            kept = mask.keep_rows(stored["data"], queries.start, queries.stop, len(key))
+        except ValueError as broken:
+            raise SourceError(str(broken)) from broken
     scores = np.where(kept, scores, -np.inf)
     top = np.where(kept.any(axis=1), scores.max(axis=1), 0.0)
     weights = np.exp(scores - top[:, None])
@@ -142,20 +148,29 @@ def exact_rows(source: Source, run: str, selection: Selection, queries: Window) 
 
 
 def _vectors(source: Source, head: dict[str, Any], queries: Window) -> tuple[Floats, Floats]:
-    at = {**head, "hook": f"blocks.{head['layer']}.attn.hook_rot_q", "start": queries.start, "stop": queries.stop}
+    at = {
+        **head,
+        "hook": f"blocks.{head['layer']}.attn.hook_rot_q",
+        "start": queries.start,
+        "stop": queries.stop,
+    }
     query = source.frame(VECTORS, **at)
     if len(query) != len(queries):
-        raise TraceProblem("Exact cells need q and k: capture with --keep qk.")
+        raise SourceError("Exact cells need q and k: capture with --keep qk.")
     at["hook"] = f"blocks.{head['layer']}.attn.hook_rot_k"
-    key_heads = source.first(KEY_HEADS, run=head["run"], prompt=head["prompt"], layer=head["layer"], hook=at["hook"])["n"]
+    key_heads = source.first(
+        KEY_HEADS, run=head["run"], prompt=head["prompt"], layer=head["layer"], hook=at["hook"]
+    )["n"]
     heads = source.first(HEADS, run=head["run"], prompt=head["prompt"])["n"]
     if not key_heads or not heads or heads % key_heads:
-        raise TraceProblem("Exact cells need the keys of every key-value head: capture with --keep qk.")
+        raise SourceError("Exact cells need the keys of every key-value head: capture with --keep qk.")
     group = heads // key_heads
     key = source.frame(VECTORS, **{**at, "head": head["head"] // group, "start": 0})
     if len(key) != queries.stop:
-        raise TraceProblem("Exact cells need the keys of every position: capture with --keep qk.")
-    return np.stack(query["vector"].to_list()).astype(np.float64), np.stack(key["vector"].to_list()).astype(np.float64)
+        raise SourceError("Exact cells need the keys of every position: capture with --keep qk.")
+    return np.stack(query["vector"].to_list()).astype(np.float64), np.stack(key["vector"].to_list()).astype(
+        np.float64
+    )
 
 
 def _check(source: Source, head: dict[str, Any], queries: Window, lse: Floats) -> None:
@@ -165,7 +180,7 @@ def _check(source: Source, head: dict[str, Any], queries: Window, lse: Floats) -
         return
     off = np.abs(lse[stored["q_pos"].to_numpy() - queries.start] - stored["lse"].to_numpy())
     if off.max() > LSE_TOLERANCE:
-        raise TraceProblem(
-            f"The kept q and k do not give the stored log-sum-exp (off by {off.max():.2g} nats): the model scales or "
-            "masks its scores in a way the trace does not hold, so pooled cells are shown."
+        raise SourceError(
+            f"The kept q and k do not give the stored log-sum-exp (off by {off.max():.2g} nats): the model "
+            "scales or masks its scores in a way the trace does not hold, so pooled cells are shown."
         )

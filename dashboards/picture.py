@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,13 @@ from PIL import Image
 
 from sparselens.dashboards.colour import palette
 
-Floats = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.float64]
 DECADES = 4
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How a weight becomes a colour: `linear`, `sqrt` or `log` (four decades) between `-high or 0` and `high`."""
+    """How a weight becomes a colour: `linear`, `sqrt` or `log` (four decades), from 0 or −high to high."""
 
     kind: str
     high: float

@@ -27,7 +27,7 @@ Made = TypeVar("Made")
 Value = str | bool | int | float | None | list[str] | list[int]
 
 
-class TraceProblem(ValueError):
+class SourceError(ValueError):
     """The trace cannot answer; the message is one line for the page, `advice` a command that helps."""
 
     def __init__(self, message: str, advice: str = "") -> None:
@@ -96,25 +96,28 @@ class Source:
         """The door's result of one statement, with `$name` parameters.
 
         Raises:
-            TraceProblem: no trace, a newer schema, a refused or failing statement, or out of time.
+            SourceError: no trace, a newer schema, a refused or failing statement, or out of time.
+
         """
         try:
             return self._connection().sql(sql, values, max_rows=max_rows, timeout=timeout)
         except (ValueError, OSError, duckdb.Error) as problem:
-            if isinstance(problem, TraceProblem):
+            if isinstance(problem, SourceError):
                 raise
-            raise TraceProblem(one_line(problem)) from problem
+            raise SourceError(one_line(problem)) from problem
 
     def frame(self, sql: str, **values: Value) -> Any:
         """A data frame of a query with `$name` parameters; treat it as read-only, it may be shared."""
         named = set(re.findall(r"\$([a-z_]+)", sql))
         if named - set(values):
-            raise ValueError(f"the query names ${min(named - set(values))}; given are {', '.join(values) or 'none'}")
+            raise ValueError(
+                f"the query names ${min(named - set(values))}; given are {', '.join(values) or 'none'}"
+            )
         used = {name: value for name, value in values.items() if name in named}
         return self.kept(f"{used} {sql}", lambda: self.run(sql, used).df())
 
     def kept(self, name: str, make: Callable[[], Made]) -> Made:
-        """What `make` returns, remembered under a name until the trace changes or newer things push it out."""
+        """What `make` returns, remembered under a name until the trace changes or newer things come."""
         stamp = self.stamp()
         with self._lock:
             if stamp != self._stamp:
@@ -143,7 +146,7 @@ class Source:
         with self._lock:
             if self._open is None:
                 if not self.path.exists():
-                    raise TraceProblem(f"There is no trace at {self.path}.", capture_command(self.path))
+                    raise SourceError(f"There is no trace at {self.path}.", capture_command(self.path))
                 self._open = reader.connect(self.path)
             return self._open
 

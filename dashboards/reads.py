@@ -1,4 +1,4 @@
-"""What one query reads, or who reads one key: probabilities in A and B, what was dropped, what is left out."""
+"""What one query reads, or who reads one key: mass in A and B, what was dropped, what is left out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from sparselens.dashboards.choice import parents
 from sparselens.dashboards.pattern import exact_rows
-from sparselens.dashboards.query import Source, TraceProblem
+from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection, Window
 from sparselens.dashboards.verdict import number
 
@@ -44,7 +44,7 @@ def reads(source: Source, selection: Selection) -> dict[str, Any]:
     and `kept_b`; `exact` says that the whole row was computed from q and k; `sentence` sums it up.
     """
     if selection.q is None or selection.layer is None or selection.head is None:
-        raise TraceProblem("Choose a token and a head.")
+        raise SourceError("Choose a token and a head.")
     found = None
     if selection.way == "reads":
         found = _exact(source, selection)
@@ -88,7 +88,7 @@ def _exact(source: Source, selection: Selection) -> dict[str, list[Any]] | None:
             run = getattr(selection, name)
             if run:
                 sides[name] = exact_rows(source, run, selection, at)[0]
-    except TraceProblem:
+    except SourceError:
         return None
     if not sides:
         return None
@@ -96,7 +96,7 @@ def _exact(source: Source, selection: Selection) -> dict[str, list[Any]] | None:
     keys = np.flatnonzero(most >= LEAST)
     none: list[Any] = [None] * len(keys)
     values = {name: row[keys].tolist() for name, row in sides.items()}
-    dropped = {name: [False if mass == 0 else True for mass in masses] for name, masses in values.items()}
+    dropped = {name: [mass > 0 for mass in masses] for name, masses in values.items()}
     return {
         "keys": keys.tolist(),
         "a": values.get("a", none),
@@ -121,5 +121,7 @@ def _sentence(
         row = facts.get(run)
         if row:
             left = "" if exact else f", left out {number(row['unstored_mass'])}"
-            words.append(f"{name}: key 0 (sink) {number(row['sink_mass'])}{left}, entropy {number(row['entropy'], 2)}.")
+            words.append(
+                f"{name}: key 0 (sink) {number(row['sink_mass'])}{left}, entropy {number(row['entropy'], 2)}."
+            )
     return " ".join(words)

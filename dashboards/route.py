@@ -18,7 +18,7 @@ from flask import Flask, Response, request
 
 from sparselens.dashboards.heatmap import side_cells
 from sparselens.dashboards.picture import png
-from sparselens.dashboards.query import SECONDS, Source, TraceProblem
+from sparselens.dashboards.query import SECONDS, Source, SourceError
 from sparselens.dashboards.reads import reads
 from sparselens.dashboards.selection import Selection
 
@@ -26,8 +26,8 @@ CSV_ROWS = 100_000
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 POLICY = (
     "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
-    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; object-src 'none'; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'self'"
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 )
 WORTH = ("application/json", "text/", "application/javascript", "image/svg")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -36,18 +36,19 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def register(server: Flask, source: Source) -> None:
     """Add the routes to the application's server."""
 
-    @server.before_request
     def only_this_machine() -> Response | None:
         host = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
         if request.remote_addr in ("127.0.0.1", "::1") and host not in LOOPBACK:
             return Response("this host name is not served", 403, mimetype="text/plain")
         return None
 
-    @server.get("/view/reads")
+    server.before_request(only_this_machine)
+
     def view_reads() -> Response:
         return _answer(lambda selection: server.json.response(reads(source, selection)))
 
-    @server.get("/view/map.png")
+    server.get("/view/reads")(view_reads)
+
     def view_map() -> Response:
         def draw(selection: Selection) -> Response:
             drawn = side_cells(source, selection, selection.side)
@@ -56,7 +57,8 @@ def register(server: Flask, source: Source) -> None:
 
         return _answer(draw, "theme", "seen")
 
-    @server.get("/view/cells")
+    server.get("/view/map.png")(view_map)
+
     def view_cells() -> Response:
         def pack(selection: Selection) -> Response:
             drawn = side_cells(source, selection, selection.side)
@@ -64,22 +66,27 @@ def register(server: Flask, source: Source) -> None:
 
         return _answer(pack, "seen")
 
-    @server.get("/view/sql.csv")
+    server.get("/view/cells")(view_cells)
+
     def view_csv() -> Response:
         return _answer(lambda selection: _csv(source, selection.sql))
+
+    server.get("/view/sql.csv")(view_csv)
 
     server.after_request(_finish)
 
 
 def _answer(make: Callable[[Selection], Response], *beside: str) -> Response:
     """The response for the request's selection; a trace's problem is one line of text and status 400."""
-    search = "&".join(part for part in request.query_string.decode().split("&") if part.split("=")[0] not in beside)
+    search = "&".join(
+        part for part in request.query_string.decode().split("&") if part.split("=")[0] not in beside
+    )
     selection, complaints = Selection.parse(search)
     if complaints:
         return Response(complaints[0], 400, mimetype="text/plain")
     try:
         return make(selection)
-    except TraceProblem as problem:
+    except SourceError as problem:
         return Response(str(problem), 400, mimetype="text/plain")
 
 
@@ -89,7 +96,10 @@ def _csv(source: Source, sql: str) -> Response:
     writer = csv.writer(out)
     writer.writerow(result.columns)
     writer.writerows([[_harmless(value) for value in row] for row in result.rows])
-    headers = {"Content-Disposition": "attachment; filename=sparselens.csv", "X-Truncated": str(result.truncated).lower()}
+    headers = {
+        "Content-Disposition": "attachment; filename=sparselens.csv",
+        "X-Truncated": str(result.truncated).lower(),
+    }
     return Response(out.getvalue(), mimetype="text/csv", headers=headers)
 
 

@@ -74,7 +74,9 @@ def _top(trace: Path, pages: list[Page]) -> Any:
 
 
 def _action(name: str, text: str, label: str) -> Any:
-    return html.Button(text, type="button", className="action", title=label, **{"data-action": name, "aria-label": label})
+    return html.Button(
+        text, type="button", className="action", title=label, **{"data-action": name, "aria-label": label}
+    )
 
 
 def _context() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 CHECKS = ("verify_kernel", "verify_logits", "verify_calls")
@@ -9,7 +10,7 @@ CHECKS = ("verify_kernel", "verify_logits", "verify_calls")
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number as people read it: `–` for none, a true minus sign, small ones in powers of ten."""
-    if value is None or value != value:
+    if value is None or math.isnan(value):
         return "–"
     if value != 0 and abs(value) < 10.0**-digits:
         return f"{value:.1e}".replace("e-0", "e-").replace("-", "−", int(value < 0))
@@ -18,7 +19,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def percent(share: float | None) -> str:
     """A share as a percentage with three digits that matter."""
-    return "–" if share is None or share != share else f"{share:.1%}".replace("%", " %")
+    return "–" if share is None or math.isnan(share) else f"{share:.1%}".replace("%", " %")
 
 
 def verified(run: dict[str, Any]) -> str:

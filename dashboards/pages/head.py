@@ -9,7 +9,7 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 from sparselens.dashboards.heatmap import how, map_figures, maps
 from sparselens.dashboards.metric import STATS, meaning
 from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem, switch
-from sparselens.dashboards.query import Source, TraceProblem, records
+from sparselens.dashboards.query import Source, SourceError, records
 from sparselens.dashboards.span import SPANS, span_links
 from sparselens.dashboards.verdict import number
 
@@ -17,18 +17,17 @@ STATISTICS = """
 SELECT run_id, rows, n_rows, {columns} FROM head_stats
 WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
 """.replace("{columns}", ", ".join(STATS))
-TABLE = (
-    "WITH s AS (" + STATISTICS + ")\n"
-    + "\nUNION ALL\n".join(
-        f"SELECT {place} AS place, '{name}' AS statistic, max({name}) FILTER (run_id = $a) AS a, "
-        f"max({name}) FILTER (run_id = $b) AS b, max({name}) FILTER (run_id = $b) - max({name}) FILTER (run_id = $a) "
-        "AS change FROM s WHERE rows = $over_rows"
-        for place, name in enumerate(STATS)
-    )
-    + "\nORDER BY place"
-)  # fmt: skip
+SIDES = """
+SELECT {place} AS place, '{name}' AS statistic, max({name}) FILTER (run_id = $a) AS a,
+       max({name}) FILTER (run_id = $b) AS b, b - a AS change
+FROM s WHERE rows = $over_rows
+"""
+TABLE = f"WITH s AS ({STATISTICS}) {{}} ORDER BY place".format(
+    " UNION ALL ".join(SIDES.format(place=place, name=name) for place, name in enumerate(STATS))
+)
 ROWS_KEPT = """
-SELECT DISTINCT rows FROM head_stats WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND layer = 0 AND head = 0
+SELECT DISTINCT rows FROM head_stats
+WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND layer = $layer AND head = $head
 """
 TOKENS = "SELECT pos, text, is_special FROM tokens WHERE prompt_id = $prompt ORDER BY pos"
 FIRST_QUERY = """
@@ -58,7 +57,10 @@ MAP_FIELDS = part("a", "b", "prompt", "layer", "head", "qs", "ks", "hide", "scal
 
 def statistics_figure(rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> Any:
     """The table of statistics of A and B; definitions are in the tooltips of the names."""
-    lines = [(row["statistic"], meaning("head_stats", row["statistic"]), row["a"], row["b"], row["change"]) for row in rows]
+    lines = [
+        (row["statistic"], meaning("head_stats", row["statistic"]), row["a"], row["b"], row["change"])
+        for row in rows
+    ]
     lines += [(row["metric"], row["definition"] or "", row["a"], row["b"], None) for row in scores]
     body = [
         html.Tr(
@@ -80,11 +82,16 @@ def damage_figure(rows: list[dict[str, Any]]) -> Any:
     """What this head changed between A and B, by scope and rows."""
     names = ("write_error", "kept_mass", "js")
     top = [html.Th("scope · rows", scope="col")]
-    top += [html.Th(html.Abbr(name.replace("_", " "), title=meaning("diffs", name)), scope="col") for name in names]
+    top += [
+        html.Th(html.Abbr(name.replace("_", " "), title=meaning("diffs", name)), scope="col")
+        for name in names
+    ]
     body = [
         html.Tr(
             [
-                html.Th(f"{row['scope']} · {row['rows']}", scope="row", title=f"over {row['n_rows']} query rows"),
+                html.Th(
+                    f"{row['scope']} · {row['rows']}", scope="row", title=f"over {row['n_rows']} query rows"
+                ),
                 *[html.Td(number(row[name])) for name in names],
             ]
         )
@@ -94,7 +101,7 @@ def damage_figure(rows: list[dict[str, Any]]) -> Any:
 
 
 def reading_figure(frame: Any, spans: list[dict[str, Any]], start: int) -> dict[str, Any]:
-    """The prompt's tokens as plain data for the browser, which asks for the reads of a token when it is hovered."""
+    """The prompt's tokens as plain data; the browser asks for the reads of a token when it is hovered."""
     rows = records(frame)
     return {
         "kind": "attention",
@@ -125,7 +132,9 @@ def layout() -> Any:
                 ],
                 className="page-head",
             ),
-            html.Div([_map_panel(), html.Div([_text_panel(), _numbers_panel()], className="columns head-columns")]),
+            html.Div(
+                [_map_panel(), html.Div([_text_panel(), _numbers_panel()], className="columns head-columns")]
+            ),
         ],
         className="head-page",
     )
@@ -139,7 +148,9 @@ def _map_panel() -> Any:
         html.P(id="map-how", className="note"),
         tools=[
             html.Button("Around the query", type="button", className="action", **{"data-action": "around"}),
-            html.Button("Whole map", type="button", className="action", **{"data-go": '{"qs":null,"ks":null}'}),
+            html.Button(
+                "Whole map", type="button", className="action", **{"data-go": '{"qs":null,"ks":null}'}
+            ),
         ],
         note="queries (destination) down, keys (source) across; drag to zoom",
     )
@@ -150,7 +161,12 @@ def _text_panel() -> Any:
         "Text",
         html.Div(id="reading-spans", className="spans"),
         html.P(id="reads", className="readout", **{"aria-live": "polite"}),
-        html.Div(id="text", className="text tall", tabIndex="0", **{"aria-label": "The prompt's tokens, shaded by attention"}),
+        html.Div(
+            id="text",
+            className="text tall",
+            tabIndex="0",
+            **{"aria-label": "The prompt's tokens, shaded by attention"},
+        ),
         tools=[
             switch("Direction", "way", [("reads", "What it reads"), ("readers", "Who reads it")]),
             switch("Run", "side", [("b", "B"), ("a", "A"), ("diff", "B − A")]),
@@ -160,7 +176,12 @@ def _text_panel() -> Any:
 
 
 def _numbers_panel() -> Any:
-    return panel("Numbers", html.Div(id="statistics"), html.Div(id="damage"), note="executed pattern; hover a name for its definition")
+    return panel(
+        "Numbers",
+        html.Div(id="statistics"),
+        html.Div(id="damage"),
+        note="executed pattern; hover a name for its definition",
+    )
 
 
 def register(app: Dash, source: Source) -> None:
@@ -171,34 +192,34 @@ def register(app: Dash, source: Source) -> None:
 
 
 def _register_numbers(app: Dash, source: Source) -> None:
-    @app.callback(
-        Output("head-title", "children"),
-        Output("statistics", "children"),
-        Output("damage", "children"),
-        Input(HEAD_FIELDS, "data"),
-    )
     def draw_numbers(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or selection.layer is None or not selection.prompt:
             return "Head", message("No head is chosen: this trace has no captured run."), None
         at = {name: getattr(selection, name) for name in ("a", "b", "prompt", "layer", "head")}
         try:
-            kept = [row["rows"] for row in source.records(ROWS_KEPT, a=selection.a, b=selection.b, prompt=selection.prompt)]
+            kept = [row["rows"] for row in source.records(ROWS_KEPT, **at)]
             over = selection.rows if selection.rows in kept else "all"
             table = statistics_figure(
                 source.records(TABLE, over_rows=over, **at),
                 source.records(SCORES, **{name: at[name] for name in ("a", "b", "layer", "head")}),
             )
             damage = source.records(DAMAGE, **at)
-        except TraceProblem as found:
+        except SourceError as found:
             return selection.head_name, problem(found), None
         caption = html.P(f"Means over the rows {over} of this prompt.", className="note")
         below = [html.H3("Difference B against A"), damage_figure(damage)] if damage else None
         return selection.head_name, [caption, table], below
 
+    app.callback(
+        Output("head-title", "children"),
+        Output("statistics", "children"),
+        Output("damage", "children"),
+        Input(HEAD_FIELDS, "data"),
+    )(draw_numbers)
+
 
 def _register_pictures(app: Dash, source: Source) -> None:
-    @app.callback(Output("reading-data", "data"), Output("reading-spans", "children"), Input(READ_FIELDS, "data"))
     def draw_text(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or not selection.prompt:
@@ -206,16 +227,16 @@ def _register_pictures(app: Dash, source: Source) -> None:
         try:
             spans = source.records(SPANS, prompt=selection.prompt)
             start = source.first(FIRST_QUERY, prompt=selection.prompt).get("q") or 0
-            return reading_figure(source.frame(TOKENS, prompt=selection.prompt), spans, start), span_links(spans)
-        except TraceProblem as found:
+            return reading_figure(source.frame(TOKENS, prompt=selection.prompt), spans, start), span_links(
+                spans
+            )
+        except SourceError as found:
             return None, problem(found)
 
-    @app.callback(
-        Output("maps", "children"),
-        Output("map-how", "children"),
-        Input(MAP_FIELDS, "data"),
-        State("selection", "data"),
-    )
+    app.callback(
+        Output("reading-data", "data"), Output("reading-spans", "children"), Input(READ_FIELDS, "data")
+    )(draw_text)
+
     def draw_maps(data: dict[str, Any] | None, settled: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or settled is None or selection.layer is None or not selection.prompt:
@@ -224,11 +245,20 @@ def _register_pictures(app: Dash, source: Source) -> None:
         try:
             drawn = maps(source, selection)
             masses = {row["run_id"]: row["sink_mass"] for row in source.records(SINKS, **at)}
-        except TraceProblem as found:
+        except SourceError as found:
             return problem(found), None
         sinks = {"a": masses.get(selection.a), "b": masses.get(selection.b)}
         hidden = " Key 0's column is hidden, its mass is printed." if selection.hide == "1" else ""
-        return map_figures(drawn, selection, sinks, settled["seen"]), how(next(iter(drawn.values())).cells) + hidden
+        return map_figures(drawn, selection, sinks, settled["seen"]), how(
+            next(iter(drawn.values())).cells
+        ) + hidden
+
+    app.callback(
+        Output("maps", "children"),
+        Output("map-how", "children"),
+        Input(MAP_FIELDS, "data"),
+        State("selection", "data"),
+    )(draw_maps)
 
 
 PAGE = Page("Head", "/head", 1, layout, register)

@@ -8,8 +8,8 @@ import dash_ag_grid as dag
 from dash import Dash, Input, Output, html
 
 from sparselens.dashboards.metric import meaning
-from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem
-from sparselens.dashboards.query import Source, TraceProblem, capture_command, records
+from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem, table_height
+from sparselens.dashboards.query import Source, SourceError, capture_command, records
 from sparselens.dashboards.verdict import verified
 
 RUNS = """
@@ -26,6 +26,7 @@ LEFT JOIN (SELECT run_id, avg(nll) AS nll FROM
 ORDER BY r.created_at DESC, r.run_id
 """
 RUN_FIELDS = part("a", "b")
+NUMERIC = {"type": "rightAligned", "cellRenderer": "Number"}
 COLUMNS: list[dict[str, Any]] = [
     {"headerName": "Use as", "cellRenderer": "UseRun", "width": 96, "pinned": "left", "sortable": False,
      "headerTooltip": "A is the base, B the run that is looked at"},
@@ -33,15 +34,15 @@ COLUMNS: list[dict[str, Any]] = [
     {"field": "policy", "headerName": "Policy", "minWidth": 220, "flex": 2, "cellClass": "mono",
      "headerTooltip": meaning("runs", "policy")},
     {"field": "status", "headerName": "Status", "width": 96, "headerTooltip": meaning("runs", "status")},
-    {"field": "verified", "headerName": "Verified", "width": 150,
-     "headerTooltip": "kernel, logits and calls checks; what failed or was not checked is named"},
-    {"field": "density", "headerName": "Density", "width": 90, "type": "rightAligned", "cellRenderer": "Number",
+    {"field": "verified", "headerName": "Verified", "width": 200, "tooltipField": "verified",
+     "headerTooltip": "checks of kernel, logits and calls; what failed or was not checked is named"},
+    {"field": "density", "headerName": "Density", "width": 90, **NUMERIC,
      "headerTooltip": meaning("head_stats", "density") + "; mean over heads and prompts"},
-    {"field": "nll", "headerName": "NLL", "width": 80, "type": "rightAligned", "cellRenderer": "Number",
+    {"field": "nll", "headerName": "NLL", "width": 80, **NUMERIC,
      "headerTooltip": "mean over prompts of the mean −ln probability of a token (nats)"},
     {"field": "n_prompts", "headerName": "Prompts", "width": 86, "type": "rightAligned"},
     {"field": "n_tokens", "headerName": "Tokens", "width": 86, "type": "rightAligned"},
-    {"field": "seconds", "headerName": "Seconds", "width": 90, "type": "rightAligned", "cellRenderer": "Number"},
+    {"field": "seconds", "headerName": "Seconds", "width": 90, **NUMERIC},
     {"field": "kernel", "headerName": "Kernel", "width": 96, "headerTooltip": meaning("runs", "kernel")},
     {"field": "model", "headerName": "Model", "width": 140},
     {"field": "kind", "headerName": "Kind", "width": 86, "headerTooltip": meaning("runs", "kind")},
@@ -89,16 +90,26 @@ def layout() -> Any:
 def register(app: Dash, source: Source) -> None:
     """Wire the table to the selection."""
 
-    @app.callback(Output("runs", "rowData"), Output("runs-empty", "children"), Input(RUN_FIELDS, "data"))
     def draw_runs(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         try:
             frame = source.frame(RUNS)
-        except TraceProblem as found:
-            return [], problem(found)
+        except SourceError as found:
+            return [], {"display": "none"}, problem(found)
         if frame.empty:
-            return [], message("This trace has no run yet. This command captures one:", capture_command(source.path))
-        return table_figure(frame, selection.a if selection else "", selection.b if selection else ""), None
+            empty = message(
+                "This trace has no run yet. This command captures one:", capture_command(source.path)
+            )
+            return [], {"display": "none"}, empty
+        rows = table_figure(frame, selection.a if selection else "", selection.b if selection else "")
+        return rows, table_height(len(rows), 30), None
+
+    app.callback(
+        Output("runs", "rowData"),
+        Output("runs", "style"),
+        Output("runs-empty", "children"),
+        Input(RUN_FIELDS, "data"),
+    )(draw_runs)
 
 
 PAGE = Page("Runs", "/runs", 2, layout, register)

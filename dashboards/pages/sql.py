@@ -9,23 +9,26 @@ from urllib.parse import quote
 import dash_ag_grid as dag
 from dash import Dash, Input, Output, State, dcc, html
 
-from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem
-from sparselens.dashboards.query import Source, TraceProblem, bound, records
+from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem, table_height
+from sparselens.dashboards.query import Source, SourceError, bound, records
 from sparselens.dashboards.selection import Selection
 from sparselens.storage import schema
 
 ROWS = 1_000
 SECONDS = 10.0
 LONGEST = 4_000
+LIMITS = f"Ctrl + Enter · read-only, {ROWS:,} rows, {SECONDS:g} s"
 SAMPLES = {
-    "Heads that changed most": """SELECT layer, head, avg(write_error) AS write_error, avg(kept_mass) AS kept_mass
+    "Heads that changed most": """SELECT layer, head, avg(write_error) AS write_error,
+       avg(kept_mass) AS kept_mass
 FROM diffs WHERE run_a = $a AND run_b = $b AND scope = $scope AND rows = $rows
 GROUP BY layer, head ORDER BY write_error DESC LIMIT 20""",
     "What this head reads, and what was dropped": """SELECT e.q_pos, e.k_pos, t.text, e.p_base, e.p, e.kept
 FROM edges e JOIN tokens t ON t.prompt_id = e.prompt_id AND t.pos = e.k_pos
 WHERE e.run_id = $b AND e.prompt_id = $prompt AND e.layer = $layer AND e.head = $head
 ORDER BY e.q_pos DESC, e.p_base DESC LIMIT 100""",
-    "Heads that read a span from the answer": """SELECT e.layer, e.head, s.name, sum(e.p_base) AS base, sum(e.p) AS run
+    "Heads that read a span from the answer": """SELECT e.layer, e.head, s.name,
+       sum(e.p_base) AS base, sum(e.p) AS run
 FROM edges e JOIN spans s ON s.prompt_id = e.prompt_id AND e.k_pos >= s.start AND e.k_pos < s.stop
 JOIN spans a ON a.prompt_id = e.prompt_id AND a.name = 'answer'
              AND e.q_pos + 1 >= a.start AND e.q_pos + 1 < a.stop
@@ -37,7 +40,8 @@ GROUP BY layer, head ORDER BY sink_mass DESC LIMIT 20""",
     "Tokens that became harder": """SELECT t.pos, t.text, a.nll AS base, b.nll AS run, b.nll - a.nll AS change
 FROM predictions a JOIN predictions b USING (prompt_id, pos) JOIN tokens t USING (prompt_id, pos)
 WHERE a.run_id = $a AND b.run_id = $b AND prompt_id = $prompt ORDER BY change DESC LIMIT 30""",
-    "What is in the trace": """SELECT name, policy, status, n_prompts, n_tokens, seconds FROM runs ORDER BY created_at""",
+    "What is in the trace": """SELECT name, policy, status, n_prompts, n_tokens, seconds
+FROM runs ORDER BY created_at""",
 }
 SQL_FIELDS = part("sql")
 SAMPLE_FIELDS = part("a", "b", "prompt", "scope", "rows", "layer", "head")
@@ -48,8 +52,8 @@ def result_figure(frame: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     names = [str(name) for name in frame.columns]
     rows = [{f"c{i}": _cell(value) for i, value in enumerate(row.values())} for row in records(frame)]
     columns: list[dict[str, Any]] = [
-        {"field": f"c{i}", "headerName": name, "cellRenderer": "Plain", "minWidth": 90, "tooltipField": f"c{i}",
-         **({"type": "rightAligned"} if frame.dtypes.iloc[i].kind in "iuf" else {})}
+        {"field": f"c{i}", "headerName": name, "cellRenderer": "Plain", "minWidth": 90,
+         "tooltipField": f"c{i}", **({"type": "rightAligned"} if frame.dtypes.iloc[i].kind in "iuf" else {})}
         for i, name in enumerate(names)
     ]  # fmt: skip
     if "layer" in names and "head" in names:
@@ -81,8 +85,8 @@ def layout() -> Any:
                         ),
                         html.Div(
                             [
-                                html.Button("Run", id="run-query", type="button", className="primary", **{"data-action": "query"}),
-                                html.Span(f"Ctrl + Enter · read-only, {ROWS:,} rows, {SECONDS:g} s", className="note"),
+                                _run_button(),
+                                html.Span(LIMITS, className="note"),
                                 html.Span(id="query-state", className="note right"),
                             ],
                             className="controls",
@@ -93,10 +97,18 @@ def layout() -> Any:
                 ],
                 className="column",
             ),
-            html.Div([panel("Samples", html.Div(id="samples")), panel("Tables", _tables())], className="column side"),
+            html.Div([_samples(), panel("Tables", _tables())], className="column"),
         ],
         className="columns sql-page",
     )  # fmt: skip
+
+
+def _run_button() -> Any:
+    return html.Button("Run", type="button", className="primary", **{"data-action": "query"})
+
+
+def _samples() -> Any:
+    return panel("Samples", html.Div(id="samples"), note="about the current selection")
 
 
 def _tables() -> Any:
@@ -104,7 +116,12 @@ def _tables() -> Any:
         [
             html.Details(
                 [
-                    html.Summary([html.Code(name), html.Span(f" {len(schema.view_columns(table))} columns", className="note")]),
+                    html.Summary(
+                        [
+                            html.Code(name),
+                            html.Span(f" {len(schema.view_columns(table))} columns", className="note"),
+                        ]
+                    ),
                     html.P(table.meaning, className="note"),
                     html.Dl(
                         [
@@ -134,14 +151,6 @@ def samples(selection: Selection) -> dict[str, str]:
 def register(app: Dash, source: Source) -> None:
     """Wire the box to the URL and the result to the box."""
 
-    @app.callback(
-        Output("query-result", "children"),
-        Output("query-state", "children"),
-        Output("query-csv", "children"),
-        Output("query", "value"),
-        Input(SQL_FIELDS, "data"),
-        State("query", "value"),
-    )
     def answer(data: dict[str, Any] | None, typed: str | None) -> Any:
         selection = chosen(data)
         if selection is None or not selection.sql.strip():
@@ -149,21 +158,41 @@ def register(app: Dash, source: Source) -> None:
         began = monotonic()
         try:
             result = source.run(selection.sql, max_rows=ROWS, timeout=SECONDS)
-        except TraceProblem as found:
-            return html.Div(problem(found), className="refused", id="query-problem"), None, None, selection.sql
+        except SourceError as found:
+            return (
+                html.Div(problem(found), className="refused", id="query-problem"),
+                None,
+                None,
+                selection.sql,
+            )
         columns, rows = result_figure(result.df())
         more = f", the first of more (cap {ROWS:,})" if result.truncated else ""
         state = f"{len(rows):,} rows{more} · {monotonic() - began:.2f} s"
-        link = html.A("CSV", href=f"/view/sql.csv?sql={quote(selection.sql)}", className="action", download="sparselens.csv")
+        link = html.A(
+            "CSV",
+            href=f"/view/sql.csv?sql={quote(selection.sql)}",
+            className="action",
+            download="sparselens.csv",
+        )
         return _grid(columns, rows), state, link, selection.sql
 
-    @app.callback(Output("samples", "children"), Input(SAMPLE_FIELDS, "data"))
+    app.callback(
+        Output("query-result", "children"),
+        Output("query-state", "children"),
+        Output("query-csv", "children"),
+        Output("query", "value"),
+        Input(SQL_FIELDS, "data"),
+        State("query", "value"),
+    )(answer)
+
     def offer(data: dict[str, Any] | None) -> Any:
         selection = chosen(data) or Selection()
         return [
             html.Button(title, type="button", className="sample", title=sql, **{"data-sql": sql})
             for title, sql in samples(selection).items()
         ]
+
+    app.callback(Output("samples", "children"), Input(SAMPLE_FIELDS, "data"))(offer)
 
 
 def _grid(columns: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Any:
@@ -173,8 +202,14 @@ def _grid(columns: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Any:
         rowData=rows,
         columnSize="autoSize",
         defaultColDef={"sortable": True, "resizable": True},
-        dashGridOptions={"rowHeight": 26, "headerHeight": 30, "animateRows": False, "enableCellTextSelection": True},
+        dashGridOptions={
+            "rowHeight": 26,
+            "headerHeight": 30,
+            "animateRows": False,
+            "enableCellTextSelection": True,
+        },
         className="table page-table",
+        style=table_height(len(rows), 26),
     )
 
 

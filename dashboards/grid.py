@@ -1,0 +1,62 @@
+"""The layer × head grid of one metric of `diffs`, and the rows it is drawn from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash import html
+
+from sparselens.dashboards.colour import level
+from sparselens.dashboards.metric import DIFF_METRICS, metric
+from sparselens.dashboards.query import records
+from sparselens.dashboards.verdict import number
+
+HEADS = """
+SELECT layer, head, 'L' || layer || 'H' || head AS head_name, count(DISTINCT prompt_id) AS n_prompts,
+       sum(n_rows) AS n_rows, {metrics}
+FROM diffs
+WHERE run_a = $a AND run_b = $b AND scope = $scope AND rows = $rows AND ($over = 'all' OR prompt_id = $prompt)
+GROUP BY layer, head ORDER BY layer, head
+""".replace("{metrics}", ", ".join(f"avg({name}) AS {name}" for name in DIFF_METRICS))
+
+
+def grid_figure(frame: Any, name: str, shape: tuple[int, int], group: int = 0) -> dict[str, Any]:
+    """A layer × head grid as plain data: `values` row by row, layer 0 first; None where there is no row.
+
+    `shape` is (layers, heads); `group` is the number of query heads that share a key-value head.
+    """
+    drawn = metric(name)
+    layers, heads = shape
+    values: list[float | None] = [None] * (layers * heads)
+    for row in records(frame[["layer", "head", name]]):
+        values[row["layer"] * heads + row["head"]] = row[name]
+    known = [value for value in values if value is not None]
+    high = 1.0 if drawn.share else max((abs(value) for value in known), default=0.0)
+    low = -high if drawn.signed else 0.0
+    return {
+        "label": f"{name} of every head, layers down, heads across",
+        "metric": name,
+        "meaning": drawn.meaning,
+        "layers": layers,
+        "heads": heads,
+        "group": group,
+        "scale": "div" if drawn.signed else "seq",
+        "low": low,
+        "high": high,
+        "values": values,
+        "texts": [number(value) for value in values],
+        "levels": [level(value, low, high) for value in values],
+    }
+
+
+def legend(figure: dict[str, Any]) -> Any:
+    """The colour bar of a grid with its ends, and the metric's definition."""
+    return html.Div(
+        [
+            html.Span(number(figure["low"])),
+            html.Span(className=f"bar {figure['scale']}"),
+            html.Span(number(figure["high"])),
+            html.Span(f"{figure['metric']}: {figure['meaning']}", className="note"),
+        ],
+        className="colour-bar",
+    )
