@@ -16,7 +16,7 @@ from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.kernel import Attended, Kernel
 from sparselens.kernels.selection import Everything, Selection
 from sparselens.kernels.statistics import NOTHING, Pools, Want, empty_statistics
-from sparselens.kernels.tile_attention import Tensors, attend_batch
+from sparselens.kernels.tile_attention import Tensors, attend_batch, clear_untouched
 from sparselens.kernels.tile_plan import Plan, plan_for
 from sparselens.kernels.tile_statistics import TileStatistics
 
@@ -34,7 +34,9 @@ class Blocked:
         Raises `ValueError` for tensors that are not on the CPU, or float64 (the reference keeps its precision).
         """
         if call.query.device.type != "cpu":
-            raise ValueError(f"kernel 'blocked' runs on the CPU, not on {call.query.device}; name another kernel")
+            raise ValueError(
+                f"kernel 'blocked' runs on the CPU, not on {call.query.device}; name another kernel"
+            )
         if call.query.dtype == torch.float64:
             raise ValueError("kernel 'blocked' computes in float32; use 'reference' for float64")
         if isinstance(selection, Everything) and not want.names and _is_flash(call):
@@ -66,6 +68,7 @@ class Blocked:
         if want.names:
             collector = TileStatistics.of(call, want, grid, pools or Pools.of(call, want.cells))
         tensors = Tensors.of(call, plan, keep_scores="entropy" in want.names)
+        clear_untouched(plan, tensors)
         for batch in plan.batches:
             soft = attend_batch(batch, plan, tensors)
             if collector is not None:

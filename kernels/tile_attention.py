@@ -23,8 +23,9 @@ EMPTY = DROPPED / 2  # a row whose largest score lies below this has no key
 class Tensors:
     """A call of one sequence cut into tiles, float32, and the buffers its strips are computed in.
 
-    `query` `[heads * q_tiles, high * head_dim]` in units of log2, `key`, `value` `[kv_heads * k_tiles,
-    block * head_dim]`; `output` `[heads * q_tiles, high * value_dim]`, `lse` `[heads * q_tiles, high]`.
+    `query` `[heads * q_tiles, high * head_dim]`, `key`, `value` `[kv_heads * k_tiles,
+    block * head_dim]`; `output` `[heads * q_tiles, high * value_dim]`, `lse` `[heads * q_tiles, high]`;
+    `scale` takes products of query and key to units of log2.
     """
 
     query: Tensor
@@ -34,7 +35,7 @@ class Tensors:
     lse: Tensor
     scores: Tensor
     weights: Tensor
-    value_dim: int
+    scale: float
     softcap: float | None
     sinks: Tensor | None
 
@@ -43,8 +44,8 @@ class Tensors:
         """Cut the tensors of a call; `keep_scores` gives scores and weights a buffer each."""
         grid = plan.grid
         q_pad, k_pad = grid.q_tiles * grid.high - grid.q_len, grid.k_tiles * grid.block - grid.k_len
-        query = pad(call.query[0].float() * call.scale * LOG2_E, (0, 0, 0, q_pad))
-        key, value = (pad(tensor[0].float(), (0, 0, 0, k_pad)) for tensor in (call.key, call.value))
+        query = _padded(call.query, q_pad)
+        key, value = _padded(call.key, k_pad), _padded(call.value, k_pad)
         cells = max((_cells(batch, plan) for batch in plan.batches), default=0)
         scores = torch.empty(cells)
         value_dim = call.value.shape[-1]
@@ -52,11 +53,11 @@ class Tensors:
             query=query.reshape(grid.heads * grid.q_tiles, -1),
             key=key.reshape(grid.kv_heads * grid.k_tiles, -1),
             value=value.reshape(grid.kv_heads * grid.k_tiles, -1),
-            output=torch.zeros(grid.heads * grid.q_tiles, grid.high * value_dim),
-            lse=torch.full((grid.heads * grid.q_tiles, grid.high), float("-inf")),
+            output=torch.empty(grid.heads * grid.q_tiles, grid.high * value_dim),
+            lse=torch.empty(grid.heads * grid.q_tiles, grid.high),
             scores=scores,
             weights=torch.empty(cells) if keep_scores else scores,
-            value_dim=value_dim,
+            scale=call.scale * LOG2_E,
             softcap=call.softcap,
             sinks=None if call.sinks is None else call.sinks.float() * LOG2_E,
         )
@@ -88,7 +89,7 @@ def attend_batch(batch: list[Strip], plan: Plan, tensors: Tensors) -> Softmax:
     tiles = torch.tensor([strip.tiles for strip in batch])
     where = (heads * grid.q_tiles + rows[:, None]).flatten()
     columns = tiles.shape[1] * grid.block
-    query = tensors.query.index_select(0, where).view(units, folded * grid.high, -1)
+    query = tensors.query.index_select(0, where).mul_(tensors.scale).view(units, folded * grid.high, -1)
     key, value = (
         _pick(tensor, batch, tiles, plan).view(units, columns, -1) for tensor in (tensors.key, tensors.value)
     )
@@ -115,6 +116,22 @@ def attend_batch(batch: list[Strip], plan: Plan, tensors: Tensors) -> Softmax:
     lse = (largest + total.log2()).div_(LOG2_E).masked_fill_(empty, float("-inf"))
     tensors.lse.index_copy_(0, where, lse.view(units * folded, -1))
     return Softmax(batch, scores, weights, total, scale, where, tiles)
+
+
+def clear_untouched(plan: Plan, tensors: Tensors) -> None:
+    """Write what empty rows get, output 0 and lse `-inf`, where no strip of the plan writes."""
+    grid = plan.grid
+    untouched = torch.ones(grid.heads, grid.q_tiles, dtype=torch.bool)
+    for strip in (strip for batch in plan.batches for strip in batch):
+        untouched[list(strip.heads), strip.row] = False
+    tensors.output[untouched.flatten()] = 0.0
+    tensors.lse[untouched.flatten()] = float("-inf")
+
+
+def _padded(tensor: Tensor, rows: int) -> Tensor:
+    """Return the one sequence of `[1, heads, n, dim]` as float32 `[heads, n + rows, dim]`, filled with zeros."""
+    one = tensor[0].float()
+    return pad(one, (0, 0, 0, rows)) if rows else one
 
 
 def _cells(batch: list[Strip], plan: Plan) -> int:
