@@ -1,8 +1,9 @@
 """Attention on the CPU that computes only the tiles a selection touches, in plain PyTorch.
 
-A call is cut into tiles of `block` queries and keys (`tile_plan`), strips of kept tiles are computed in batches
-(`tile_attention`), and statistics are reduced from their weights on the spot (`tile_statistics`). Token-exact:
-partial tiles are masked. Where everything is kept and no statistic is wanted, PyTorch's own flash attention runs.
+A call is cut into tiles of `block` queries and keys (`tile_plan`), strips of kept tiles are computed in
+batches (`tile_attention`), and statistics are reduced from their weights on the spot (`tile_statistics`).
+Token-exact: partial tiles are masked. Where everything is kept and no statistic is wanted, PyTorch's own
+flash attention runs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Blocked:
     def attend(self, call: AttentionCall, selection: Selection, want: Want = NOTHING) -> Attended:
         """Attend over kept and allowed keys; see `Attended` for shapes.
 
-        Raises `ValueError` for tensors that are not on the CPU, or float64 (the reference keeps its precision).
+        Raises `ValueError` for tensors that are not on the CPU, or float64 (the reference keeps its
+        precision).
         """
         if call.query.device.type != "cpu":
             raise ValueError(

@@ -37,7 +37,9 @@ class Attended:
 class Kernel(Protocol):
     """How: computes attention of a call over a selection, and the statistics somebody wants."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name in `--kernel` and in the trace."""
 
     def attend(self, call: AttentionCall, selection: Selection, want: Want = NOTHING) -> Attended:
         """Attend over selected, allowed keys; raises `ValueError` on what it cannot do."""

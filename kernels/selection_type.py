@@ -59,6 +59,7 @@ class Selection(ABC):
         The tile has `block` keys; `first_query` and `first_key` are the positions of its first cell.
         """
         del first_query, first_key, block
+        return None
 
     def tiles(self, call: AttentionCall, block: int) -> TileMap:
         """Return the call's tiles of `block` queries by `block` keys, from the mask itself."""

@@ -67,9 +67,10 @@ class Tensors:
 class Softmax:
     """A batch of strips after its softmax. `units` strips, `rows` = folded heads * high, `columns` keys each.
 
-    `weights` `[units, rows, columns]` sum to `total` `[units, rows, 1]` with the sink; `scores` are log2 of the
-    weights (the same buffer unless kept). `scale` `[units, rows, 1]` normalises weights; 0 in empty rows.
-    `where` `[units * folded]` are the rows of `Tensors.output` that the batch fills, `tiles` `[units, tiles]`.
+    `weights` `[units, rows, columns]` sum to `total` `[units, rows, 1]` with the sink; `scores` are log2 of
+    the weights (the same buffer unless kept). `scale` `[units, rows, 1]` normalises weights; 0 in empty rows.
+    `where` `[units * folded]` are the rows of `Tensors.output` that the batch fills, `tiles` `[units,
+    tiles]`.
     """
 
     strips: list[Strip]
@@ -129,7 +130,7 @@ def clear_untouched(plan: Plan, tensors: Tensors) -> None:
 
 
 def _padded(tensor: Tensor, rows: int) -> Tensor:
-    """Return the one sequence of `[1, heads, n, dim]` as float32 `[heads, n + rows, dim]`, filled with zeros."""
+    """Return the one sequence of `[1, heads, n, dim]` in float32, `rows` rows of zeros added."""
     one = tensor[0].float()
     return pad(one, (0, 0, 0, rows)) if rows else one
 

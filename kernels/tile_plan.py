@@ -25,7 +25,7 @@ BATCH_CELLS = 1 << 20  # score cells computed together: 4 MB of float32, which s
 
 @dataclass(frozen=True)
 class Grid:
-    """How a call without padding is cut: `high` queries by `wide` keys a tile, `gap` first query - first key."""
+    """How a call of one sequence is cut: sizes in tokens, positions of the first query and key."""
 
     q_len: int
     k_len: int
@@ -89,7 +89,7 @@ class Strip:
 
 @dataclass(eq=False)
 class Plan:
-    """Strips of a call under a selection, in batches of equal shape, and the biases of their partial tiles."""
+    """Strips of a call under a selection in batches of equal shape; biases of their partial tiles."""
 
     grid: Grid
     owners: list[Selection]
@@ -119,7 +119,7 @@ class Plan:
         return (strip.owner, sharing, strip.row - tile, at_edge)
 
     def _own(self, strip: Strip) -> Tensor:
-        """Return the biases of the strip's partial tiles `[n, high, block]`; the last ones asked for are kept."""
+        """Return the biases of the strip's partial tiles `[n, high, block]`; remembers the last ones."""
         name = (strip.owner, strip.row)
         if self._recent is None or self._recent[0] != name:
             wanted = tuple(strip.tiles[place] for place in strip.partial)

@@ -1,8 +1,8 @@
 """The statistics of `kernels/statistics.py` from strips, while their weights are still in the cache.
 
-What differs from the definition is only the order of summation: entropy from `sum of weight * score`, distance
-from sums over tiles, the top keys in stages (the `n` largest lie in the `n` groups with the largest maxima),
-column sums and pooled maps from sums over row pools.
+What differs from the definition is only the order of summation: entropy from `sum of weight * score`,
+distance from sums over tiles, the top keys in stages (the `n` largest lie in the `n` groups with the largest
+maxima), column sums and pooled maps from sums over row pools.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ WIDTH = 64  # rows this short are searched directly
 class TileStatistics:
     """Collects the wanted statistics of one sequence, strip by strip; `finish` gives them in their shapes.
 
-    Row statistics are kept as `[heads * q_tiles, high, …]`; `by_pool` `[heads, row pools, k_tiles, block]` holds
-    column sums per pool of rows (one pool when no map is wanted).
+    Row statistics are kept as `[heads * q_tiles, high, …]`; `by_pool` `[heads, row pools, k_tiles, block]`
+    holds column sums per pool of rows (one pool when no map is wanted).
     """
 
     want: Want
@@ -111,7 +111,7 @@ class TileStatistics:
         return starts[:, None] + torch.arange(self.grid.high)
 
     def _behind(self, queries: Tensor, distances: range) -> Tensor:
-        """Return key indices at some distances behind each query: `[units, high, n]`, -1 where there is none."""
+        """Return key indices at distances behind each query: `[units, high, n]`, -1 where there is none."""
         keys = queries[..., None] - self.grid.k_start - torch.tensor(distances)
         return keys.where((keys >= 0) & (keys < self.grid.k_len), -1)
 

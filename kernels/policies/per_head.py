@@ -1,0 +1,61 @@
+"""A policy for most heads, and some heads kept dense."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from sparselens.kernels.call import AttentionCall
+from sparselens.kernels.policies.dense import Dense
+from sparselens.kernels.policy_type import Memory, Policy
+from sparselens.kernels.selection import Everything, Mixture, Selection
+
+_HEAD = re.compile(r"L(\d+)H(\d+)$")
+
+
+@dataclass(frozen=True)
+class PerHead(Policy):
+    """Keeps everything in the heads `full` (names as `L18H6`) and what `default` keeps in all others."""
+
+    default: Policy = field(default_factory=Dense)
+    full: tuple[str, ...] = ()
+
+    name: ClassVar[str] = "per_head"
+    source: ClassVar[str] = "retrieval heads kept dense, as in DuoAttention, arXiv:2410.10819"
+    card: ClassVar[str] = (
+        "Query heads, counted from 0. The default's own phase and dense_below hold for its heads. "
+        "DuoAttention decides per key-value head; name the whole group for that."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for head in self.full:
+            self.require(_HEAD.match(head) is not None, f"heads are written L18H6, not {head!r}")
+
+    @property
+    def reads_tensors(self) -> bool:
+        """As the default."""
+        return self.default.reads_tensors
+
+    def select(self, call: AttentionCall, memory: Memory) -> Selection:
+        """Return the mixture of this layer; raises `ValueError` on a head the layer does not have."""
+        rest = self.default.select(call, memory) if self.default.applies(call) else Everything()
+        full = self.heads_of(call.layer)
+        self.require(all(head < call.heads for head in full), f"layer {call.layer} has {call.heads} heads")
+        if not full or isinstance(rest, Everything):
+            return rest
+        others = tuple(head for head in range(call.heads) if head not in full)
+        if not others:
+            return Everything()
+        return Mixture([(others, rest.of_heads(torch.tensor(others))), (full, Everything())])
+
+    def heads_of(self, layer: int) -> tuple[int, ...]:
+        """Return the heads of a layer that stay dense, ascending."""
+        named = {(int(match[1]), int(match[2])) for head in self.full if (match := _HEAD.match(head))}
+        return tuple(sorted(head for at, head in named if at == layer))
+
+
+POLICY = PerHead
