@@ -45,6 +45,7 @@ class Encoder:
         self.hash = tokenizer_hash(tokenizer)
         self.template = template_hash(tokenizer)
         self.texts = TokenText(tokenizer)
+        self._sizes: dict[str, int] = {}
 
     @property
     def bos_mode(self) -> str:
@@ -67,6 +68,12 @@ class Encoder:
     def plain(self, text: str) -> list[int]:
         """The ids of text that stands inside a prompt: no special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def size(self, sentence: str) -> int:
+        """How many tokens a sentence has inside a prompt, after a space; remembered."""
+        if sentence not in self._sizes:
+            self._sizes[sentence] = len(self.plain(" " + sentence))
+        return self._sizes[sentence]
 
     def opening(self) -> list[int]:
         """The special tokens that raw text begins with."""

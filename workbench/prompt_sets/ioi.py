@@ -83,7 +83,7 @@ class Ioi(PromptSet):
         thing = {"place": rng.choice(_PLACES), "object": rng.choice(_OBJECTS)}
         filler = ""
         if self.filler:
-            sentences = exact_fill(self.filler, lambda sentence: len(encoder.plain(" " + sentence)), rng)
+            sentences = exact_fill(self.filler, encoder.size, rng)
             filler = " " + " ".join(sentences)
         made = partial(
             self._one, encoder, _TEMPLATES[template], thing=thing, filler=filler, answer=(getter, giver)

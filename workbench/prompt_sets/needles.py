@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,7 +69,7 @@ class Needles(PromptSet):
         rng = random.Random(f"{self.seed}-{number}")
         needle = FAMILIES[family].draw(rng)
         before, after, chat = self._frame(encoder)
-        count = partial(_size, encoder)
+        count = encoder.size
         room = length - count(
             before + after + needle.sentence + needle.question + needle.opening + needle.answer
         )
@@ -105,10 +104,6 @@ class Needles(PromptSet):
         text = encoder.render([{"role": "user", "content": _MARK}])
         before, _, after = text.partition(_MARK)
         return before + _INTRODUCTION, after, True
-
-
-def _size(encoder: Encoder, sentence: str) -> int:
-    return len(encoder.plain(" " + sentence))
 
 
 def _insert(sentences: list[str], needle: str, depth: float, count: Any) -> list[str]:
