@@ -12,6 +12,7 @@ ignored without a warning. While a policy is active, `steered` puts that right f
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from transformer_lens.model_bridge.generalized_components.joint_qkv_attention im
 from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
     PositionEmbeddingsAttentionBridge,
 )
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 from sparselens.workbench.attention import sparselens_attention
 
@@ -35,20 +37,20 @@ _JOINT = (JointQKVAttentionBridge,)
 _FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
 
 
-def bridge_of(model: torch.nn.Module, tokenizer: Any) -> TransformerBridge:
+def bridge_of(model: Any, tokenizer: Any) -> TransformerBridge:
     """Return a `TransformerBridge` around an HF model that is already loaded, leaving the model's own settings alone.
 
     Building the bridge puts its components inside `model`; the attention implementation that the model had is kept.
     """
-    implementation = model.config._attn_implementation_internal  # type: ignore[union-attr]
-    bridge = TransformerBridge.boot_transformers(
-        model.config._name_or_path or type(model).__name__,  # type: ignore[union-attr]
-        hf_model=model,
-        tokenizer=tokenizer,
-        dtype=next(model.parameters()).dtype,
-        device=str(next(model.parameters()).device),
+    implementation = model.config._attn_implementation_internal
+    bridge = build_bridge_from_module(
+        model,
+        type(model).__name__,
+        hf_config=model.config,
+        tokenizer=copy.deepcopy(tokenizer),  # the bridge adds special tokens to the tokenizer that it is given
+        model_name=model.config._name_or_path or type(model).__name__,
     )
-    model.config._attn_implementation_internal = implementation  # type: ignore[union-attr]
+    model.config._attn_implementation_internal = implementation
     return bridge
 
 
@@ -56,6 +58,11 @@ def attention_bridges(model: torch.nn.Module) -> list[AttentionBridge]:
     """Return the bridge's attention layers inside `model`, in layer order; empty where there is no bridge."""
     found = [module for module in model.modules() if isinstance(module, AttentionBridge)]
     return sorted(found, key=lambda layer: int(layer._layer_idx or 0))
+
+
+def joint(model: torch.nn.Module) -> bool:
+    """Tell whether a bridge inside `model` splits joint projections and computes attention itself (GPT-2)."""
+    return any(isinstance(layer, _JOINT) for layer in attention_bridges(model))
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,8 @@ from sparselens.workbench.execution import ACTIVE, Execution, Observer
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from sparselens.workbench.checkpoint import Provenance
+    from sparselens.workbench.prompt import Prompt
+    from sparselens.workbench.provenance import Provenance
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def under(
     model ran but did not call the kernel once in every layer: nothing is captured that did not execute.
     """
     hf_model = _hf_model(model)
-    layers = _attention_layers(hf_model)
+    layers = attention_layers(hf_model)
     with ExitStack() as stack:
         hooks = stack.enter_context(steered(hf_model))
         execution = Execution(
@@ -51,8 +52,8 @@ def under(
             observers=tuple(observers),
             hooks=dict(hooks),
         )
-        stack.enter_context(_implementation(hf_model))
-        handle = hf_model.register_forward_pre_hook(_counter(execution), with_kwargs=False)
+        stack.enter_context(implementation(hf_model, IMPLEMENTATION))
+        handle = hf_model.base_model.register_forward_pre_hook(_counter(execution))
         stack.callback(handle.remove)
         token = ACTIVE.set((*ACTIVE.get(), execution))
         stack.callback(ACTIVE.reset, token)
@@ -78,7 +79,7 @@ def _hf_model(model: Any) -> torch.nn.Module:
     return found
 
 
-def _attention_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+def attention_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Return the HF attention modules: those that know their layer and take part in the attention interface."""
     if not getattr(model, "_supports_attention_backend", False):
         raise NotImplementedError(
@@ -99,6 +100,16 @@ def _attention_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [layers[index] for index in sorted(layers)]
 
 
+def decoder_layers(model: Any) -> list[torch.nn.Module]:
+    """Return the decoder layers of an HF model, bridged or not, in order."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    for name in ("layers", "h", "blocks"):
+        layers = getattr(decoder, name, None)
+        if layers is not None:
+            return list(layers)
+    raise NotImplementedError(f"{type(decoder).__name__} keeps its layers under a name we do not know")
+
+
 def _bridge_types() -> tuple[type, ...]:
     from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
@@ -106,8 +117,8 @@ def _bridge_types() -> tuple[type, ...]:
 
 
 @contextmanager
-def _implementation(model: torch.nn.Module) -> Iterator[None]:
-    """Point every config in `model` at our attention, and back."""
+def implementation(model: torch.nn.Module, name: str) -> Iterator[None]:
+    """Point every config in `model` at the attention registered as `name` while the block lasts."""
     configs = {
         id(module.config): module.config
         for module in model.modules()
@@ -116,7 +127,7 @@ def _implementation(model: torch.nn.Module) -> Iterator[None]:
     before = {key: config._attn_implementation_internal for key, config in configs.items()}
     try:
         for config in configs.values():
-            config._attn_implementation_internal = IMPLEMENTATION
+            config._attn_implementation_internal = name
         yield
     finally:
         for key, config in configs.items():
@@ -165,6 +176,12 @@ class Session:
         return int(self.text_config.num_attention_heads)
 
     @property
+    def head_dim(self) -> int:
+        """Width of a query and a key."""
+        config = self.text_config
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+    @property
     def n_kv_heads(self) -> int:
         """Number of key-value heads a layer."""
         return int(getattr(self.text_config, "num_key_value_heads", None) or self.n_heads)
@@ -199,7 +216,7 @@ class Session:
 
     def encode(self, text: str, *, bos: bool | None = None) -> Tensor:
         """Return `[1, tokens]` ids of `text`; `bos` None leaves special tokens to the tokenizer's own default."""
-        from sparselens.workbench.prompt import Encoder
+        from sparselens.workbench.encoder import Encoder
 
         ids, _ = Encoder(self.tokenizer, bos=bos).encode(text)
         return torch.tensor([ids], device=self.device)
@@ -240,6 +257,13 @@ class Session:
                     past_key_values=state.past_key_values,
                     use_cache=True,
                 )
+
+    def prompts(self, source: Any, *, bos: bool | None = None) -> list[Prompt]:
+        """Return the prompts of any source, or a built-in set's call string (`sparselens.workbench.prompt.read_prompts`).
+        """
+        from sparselens.workbench.prompt import read_prompts
+
+        return read_prompts(source, self.tokenizer, bos=bos, max_tokens=self.max_tokens)
 
     def capture(self, prompts: Any, **options: Any) -> Any:
         """Capture base and policies together (see `sparselens.workbench.capture.capture`)."""

@@ -1,0 +1,160 @@
+"""How a run differs from its base, per head, in three scopes that are never mixed.
+
+`end_to_end`: as it ran. `local_mask`: the run's actual selection on the base's queries, keys and values.
+`local_policy`: the policy asked again on the base's queries and keys. Changes are run − base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparselens.kernels.kernel import Attended, Want
+from sparselens.kernels.policy import Memory
+from sparselens.kernels.selection import Selection
+from sparselens.kernels.statistics import kept_mass, restriction_js
+from sparselens.workbench.probe import (
+    SINK_ROWS,
+    Columns,
+    LayerRecord,
+    Probe,
+    mean_over,
+    span_rows,
+    without_sink,
+)
+from sparselens.workbench.spool import BaseLayer
+
+JS_ROWS = 64
+"""End-to-end Jensen-Shannon needs both whole patterns; it is computed on spans of at most this many rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Scope:
+    """One scope of one layer: per-row tensors `[heads, tokens]`; `js` maps row-set names to `[heads]` means."""
+
+    name: str
+    z: Tensor
+    kept_mass: Tensor
+    kept_mass_nosink: Tensor
+    overlap: Tensor
+    sink: Tensor
+    entropy: Tensor
+    js: dict[str, tuple[Tensor, int]]
+
+
+def _rows(record: LayerRecord) -> Columns | None:
+    base = record.base
+    if base is None:
+        return None
+    scopes = [_end_to_end(record, base)]
+    if record.sparse:
+        mask = _local(record, base, "local_mask", record.selection)
+        scopes += [mask, _local_policy(record, base, mask)]
+    blocks = [
+        _block(record, base, scope, name, rows) for scope in scopes for name, rows in record.row_sets
+    ]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _end_to_end(record: LayerRecord, base: BaseLayer) -> _Scope:
+    top = record.statistic("top_index")
+    same = (top[..., :, None] == base.top_index[..., None, :]) & (base.top_index[..., None, :] >= 0)
+    listed = (base.top_index >= 0).sum(-1).clamp(min=1)
+    js = {}
+    for name in record.prompt.spans:
+        start, stop = span_rows(record.prompt, name)
+        if 0 < stop - start <= JS_ROWS:
+            js[f"span:{name}"] = (_pattern_js(record, base, start, stop), stop - start)
+    return _Scope(
+        name="end_to_end",
+        z=record.z,
+        kept_mass=record.kept_mass,
+        kept_mass_nosink=record.kept_mass_nosink,
+        overlap=same.any(-1).sum(-1) / listed,
+        sink=record.statistic("sink_mass"),
+        entropy=record.statistic("entropy"),
+        js=js,
+    )
+
+
+def _pattern_js(record: LayerRecord, base: BaseLayer, start: int, stop: int) -> Tensor:
+    """Return the mean Jensen-Shannon divergence (nats) of executed and base patterns over rows: `[heads]`."""
+    dropped = ~record.selection.kept(record.call, start, stop)
+    ours = torch.softmax(record.call.scores(start, stop).masked_fill(dropped, -torch.inf), -1)[0].nan_to_num(0.0)
+    theirs = torch.softmax(record.base_call.scores(start, stop), -1)[0]
+    middle = (ours + theirs) / 2
+    entropy = torch.special.entr
+    return (entropy(middle) - (entropy(ours) + entropy(theirs)) / 2).sum(-1).mean(-1)
+
+
+def _local(record: LayerRecord, base: BaseLayer, name: str, selection: Selection) -> _Scope:
+    """Run `selection` on the base's queries, keys and values."""
+    want = Want(frozenset({"entropy", "sink_mass", "gathered"}), gather=base.top_index[None])
+    attended: Attended = record.kernel.attend(record.base_call, selection, want)
+    mass = kept_mass(record.base_call, attended.lse, base.lse[None])[0]
+    sink = attended.statistics["sink_mass"][0]
+    listed = (base.top_index >= 0).sum(-1).clamp(min=1)
+    divergence = restriction_js(mass)
+    return _Scope(
+        name=name,
+        z=attended.output[0],
+        kept_mass=mass,
+        kept_mass_nosink=without_sink(mass, sink, base.sink_mass),
+        overlap=(attended.statistics["gathered"][0] > 0).sum(-1) / listed,
+        sink=sink,
+        entropy=attended.statistics["entropy"][0],
+        js={rows_name: (mean_over(rows, divergence), -1) for rows_name, rows in record.row_sets},
+    )
+
+
+def _local_policy(record: LayerRecord, base: BaseLayer, mask: _Scope) -> _Scope:
+    """Ask the policy again on the base's tensors; a static one answers the same, so its numbers are copied."""
+    from dataclasses import replace
+
+    policy, memory = record.reuse["policy"], record.reuse.setdefault("local_memory", Memory())
+    if not policy.reads_tensors:
+        return replace(mask, name="local_policy")
+    return _local(record, base, "local_policy", policy.selection_for(record.base_call, memory))
+
+
+def _block(record: LayerRecord, base: BaseLayer, scope: _Scope, name: str, rows: Tensor) -> Columns:
+    heads = record.shown_heads
+    positions = record.call.query_positions[0]
+    inner = record.projection.inner(scope.z, base.z)
+    norms = record.projection.norm(scope.z) * record.projection.norm(base.z)
+    cosine = torch.where(norms > 0, inner / norms, torch.ones_like(norms))
+    error = record.projection.norm(scope.z - base.z) / base.output_norm
+    js, js_rows = scope.js.get(name, (torch.full((record.call.heads,), torch.nan), 0))
+    n_rows = rows.sum(-1)
+    values = {
+        "write_error": mean_over(rows, error),
+        "kept_mass": mean_over(rows, scope.kept_mass),
+        "kept_mass_nosink": mean_over(rows, scope.kept_mass_nosink),
+        "js": js,
+        "top8_overlap": mean_over(rows, scope.overlap),
+        "out_cosine": mean_over(rows, cosine),
+        "sink_change": mean_over(rows & (positions >= SINK_ROWS), scope.sink - base.sink_mass),
+        "entropy_change": mean_over(rows, scope.entropy - base.entropy),
+    }
+    return {key: value.numpy()[heads] for key, value in values.items()} | {
+        "scope": np.full(len(heads), scope.name, object),
+        "rows": np.full(len(heads), name, object),
+        "layer": np.full(len(heads), record.layer, np.uint8),
+        "head": heads.astype(np.uint16),
+        "n_rows": n_rows.numpy()[heads].astype(np.uint32),
+        "js_rows": (n_rows if js_rows < 0 else torch.full_like(n_rows, js_rows)).numpy()[heads].astype(np.uint32),
+        "run_a": np.full(len(heads), record.base_name, object),
+        "run_b": np.full(len(heads), record.run_name, object),
+    }
+
+
+PROBE = Probe(
+    name="diffs",
+    table="diffs",
+    meaning="per head against the base: write error, kept mass, JS, top-8 overlap, cosine, sink and entropy change",
+    statistics=frozenset({"entropy", "sink_mass", "top"}),
+    rows=_rows,
+)

@@ -1,0 +1,169 @@
+"""Watches one forward pass and turns every layer into rows, while its tensors are in memory and only then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparselens.kernels.call import AttentionCall
+from sparselens.kernels.kernel import Attended, Kernel
+from sparselens.kernels.policy import Policy
+from sparselens.kernels.selection import Everything, Selection
+from sparselens.kernels.statistics import NOTHING, Want
+from sparselens.workbench.probe import Columns, LayerRecord, Probe
+from sparselens.workbench.probes.edges import TOP
+from sparselens.workbench.probes.pooled_maps import CELLS
+from sparselens.workbench.projection import OutputProjection, output_linear, residual_norm
+from sparselens.workbench.prompt import Prompt
+from sparselens.workbench.spool import BaseLayer, Spool
+
+_COUNTERFACTUAL = frozenset({"entropy", "sink_mass", "previous_mass", "local_mass", "distance"})
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Records the prefill of one prompt under one policy, as an `Observer` of the execution.
+
+    `spool` receives the base's layers while `is_base`, and gives them to a policy's run afterwards. `tables` collects
+    column blocks by table name; the caller writes them. Generated tokens (decode calls) are not recorded.
+    """
+
+    prompt: Prompt
+    policy: Policy
+    kernel: Kernel
+    probes: Sequence[Probe]
+    projections: dict[int, OutputProjection]
+    spool: Spool | None
+    is_base: bool
+    run_name: str
+    base_name: str
+    heads: dict[int, tuple[int, ...]] | None = None
+    keep: frozenset[str] = frozenset()
+    tables: dict[str, list[Columns]] = field(default_factory=dict)
+    reuse: dict[str, Any] = field(default_factory=dict)
+    resid_norms: dict[int, Tensor] = field(default_factory=dict)
+    affected: Tensor | None = None
+    _base: BaseLayer | None = None
+    _pending: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def want(self, call: AttentionCall) -> Want:
+        """Return the statistics that the probes need of this call."""
+        if call.phase == "decode":
+            return NOTHING
+        names = frozenset().union(*(probe.statistics for probe in self.probes))
+        self._base = None
+        if self.spool is not None and not self.is_base:
+            self._base = self.spool.get(call.layer)
+            return Want(names | {"gathered"}, top=TOP, cells=CELLS, gather=self._base.top_index[None])
+        if self.spool is not None:
+            names |= {"entropy", "sink_mass", "top"}
+        return Want(names, top=TOP, cells=CELLS)
+
+    def saw(self, call: AttentionCall, selection: Selection, attended: Attended) -> None:
+        """Turn one layer into rows."""
+        if call.phase == "decode":
+            return
+        if self.spool is not None and self.is_base:
+            self._pending[call.layer] = _left_behind(call, attended)
+        heads = None if self.heads is None else self.heads.get(call.layer, ())
+        if heads == ():
+            return
+        record = LayerRecord(
+            call=call,
+            selection=selection,
+            executed=attended,
+            dense=self._counterfactual(call, selection, attended),
+            projection=self.projections[call.layer],
+            prompt=self.prompt,
+            kernel=self.kernel,
+            base=self._base,
+            run_name=self.run_name,
+            base_name=self.base_name,
+            heads=heads,
+            reuse={"policy": self.policy, **self.reuse},
+        )
+        if call.layer in self.resid_norms:
+            record.reuse["resid_norm"] = self.resid_norms.pop(call.layer).numpy()
+        if record.sparse:
+            dropped = record.affected.any(0)
+            self.affected = dropped if self.affected is None else self.affected | dropped
+        for probe in self.probes:
+            columns = probe.rows(record)
+            if columns is not None:
+                self.tables.setdefault(probe.table, []).append(columns)
+
+    def affected_rows(self) -> Any:
+        """Return for each row whether some recorded head dropped a key there: numpy bool `[tokens]`."""
+        tokens = len(self.prompt.token_ids)
+        return (torch.zeros(tokens, dtype=torch.bool) if self.affected is None else self.affected).numpy()
+
+    def _counterfactual(self, call: AttentionCall, selection: Selection, attended: Attended) -> Attended:
+        """Return the dense attention on the same queries and keys; the executed one where that was dense."""
+        if isinstance(selection, Everything):
+            return attended
+        return self.kernel.attend(call, Everything(), Want(_COUNTERFACTUAL))
+
+    def attention_written(self, layer: int, output: Tensor) -> None:
+        """Receive the attention output `[1, tokens, d_model]` of a layer; completes what the base leaves behind."""
+        pending = self._pending.pop(layer, None)
+        if pending is not None and self.spool is not None:
+            self.spool.put(layer, BaseLayer(**pending, output_norm=residual_norm(output).mean()))
+
+
+def _left_behind(call: AttentionCall, attended: Attended) -> dict[str, Tensor]:
+    statistics = attended.statistics
+    return {
+        "query": call.query[0],
+        "key": call.key[0],
+        "value": call.value[0],
+        "z": attended.output[0],
+        "lse": attended.lse[0],
+        "entropy": statistics["entropy"][0],
+        "sink_mass": statistics["sink_mass"][0],
+        "top_index": statistics["top_index"][0],
+        "top_weight": statistics["top_weight"][0],
+    }
+
+
+@contextmanager
+def watched(recorder: Recorder, layers: Sequence[Any], attentions: Sequence[Any]) -> Iterator[None]:
+    """Feed `recorder` the residual norm before each layer and the attention output after each projection.
+
+    `layers` are the decoder layers, `attentions` their HF attention modules, in order. Hooks are gone on leaving.
+    """
+    handles = []
+    try:
+        for index, (layer, attention) in enumerate(zip(layers, attentions, strict=True)):
+            handles.append(layer.register_forward_pre_hook(_residual(recorder, index), with_kwargs=True))
+            handles.append(output_linear(attention).register_forward_hook(_written(recorder, index)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _residual(recorder: Recorder, layer: int) -> Any:
+    def look(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[1] == len(recorder.prompt.token_ids):
+            recorder.resid_norms[layer] = residual_norm(hidden[0])
+
+    return look
+
+
+def _written(recorder: Recorder, layer: int) -> Any:
+    def look(_: Any, __: Any, output: Tensor) -> None:
+        recorder.attention_written(layer, output)
+
+    return look
+
+
+@torch.no_grad()
+def projections_of(attentions: Sequence[Any], heads: int) -> dict[int, OutputProjection]:
+    """Return the output projection of every layer by index."""
+    return {index: OutputProjection.of(module, heads) for index, module in enumerate(attentions)}

@@ -1,0 +1,43 @@
+"""What a capture writes into a run's record: model, prompts, options, threads and the exact command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from sparselens.workbench.capture import Options
+    from sparselens.workbench.prompt import Prompt
+    from sparselens.workbench.session import Session
+
+
+def run_card(session: Session, prompts: Sequence[Prompt], options: Options, command: str) -> dict[str, Any]:
+    """Return the fields of a run record that all runs of one capture share."""
+    provenance = session.provenance
+    args = asdict(options) | {"metrics": sorted(options.metrics)}
+    return {
+        "kind": "capture",
+        "model": provenance.name,
+        "model_revision": provenance.revision,
+        "weight_hash": provenance.weight_hash,
+        "quantisation": provenance.quantisation,
+        "tokenizer_hash": provenance.tokenizer_hash,
+        "template_hash": provenance.template_hash,
+        "kernel": options.kernel,
+        "dtype": str(session.dtype).removeprefix("torch."),
+        "device": str(session.device),
+        "threads": torch.get_num_threads(),
+        "seed": options.seed,
+        "args": {name: list(value) if isinstance(value, tuple) else value for name, value in args.items()},
+        "prompt_set": ", ".join(dict.fromkeys(prompt.prompt_set for prompt in prompts)),
+        "command": command,
+        "extra": {
+            "n_layers": session.n_layers,
+            "n_heads": session.n_heads,
+            "n_kv_heads": session.n_kv_heads,
+            "head_dim": session.head_dim,
+        },
+    }
