@@ -99,11 +99,10 @@ class Source:
             SourceError: no trace, a newer schema, a refused or failing statement, or out of time.
 
         """
+        connection = self._connection()
         try:
-            return self._connection().sql(sql, values, max_rows=max_rows, timeout=timeout)
+            return connection.sql(sql, values, max_rows=max_rows, timeout=timeout)
         except (ValueError, OSError, duckdb.Error) as problem:
-            if isinstance(problem, SourceError):
-                raise
             raise SourceError(one_line(problem)) from problem
 
     def frame(self, sql: str, **values: Value) -> Any:
@@ -147,7 +146,10 @@ class Source:
             if self._open is None:
                 if not self.path.exists():
                     raise SourceError(f"There is no trace at {self.path}.", capture_command(self.path))
-                self._open = reader.connect(self.path)
+                try:
+                    self._open = reader.connect(self.path)
+                except (ValueError, OSError, duckdb.Error) as problem:
+                    raise SourceError(f"{self.path} cannot be read: {one_line(problem)}") from problem
             return self._open
 
 

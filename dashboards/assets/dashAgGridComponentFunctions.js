@@ -10,8 +10,9 @@
     const name = "L" + layer + "H" + head;
     const go = JSON.stringify({ layer, head });
     const here = location.pathname === "/";
+    const chosen = here && window.sparselens.get("layer") === String(layer) && window.sparselens.get("head") === String(head);
     const target = here ? { "data-cell": name } : { "data-page": "/head" };
-    return make("button", { type: "button", className: "link", "data-go": go, title: here ? "Select " + name : "Open " + name, ...target }, name);
+    return make("button", { type: "button", className: "link", "data-go": go, "aria-current": chosen ? "true" : undefined, title: here ? "Select " + name : "Open " + name, ...target }, name);
   };
   own.Number = (props) => make("span", null, window.sparselens.number(props.value));
   own.Plain = function (props) {

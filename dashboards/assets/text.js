@@ -5,6 +5,7 @@
   const lens = (window.sparselens = window.sparselens || {});
   window.dash_clientside = window.dash_clientside || {};
   const LEVELS = 32;
+  const WORTH = 0.01; // mass in A or B from which a dropped key is struck through
   const shown = { data: null, tokens: [], reads: null, asked: "", cache: new Map() };
 
   const visible = (text) => text.replaceAll("\t", "⇥").replaceAll("\n", "↵\n");
@@ -124,11 +125,12 @@
         const size = bend(Math.min(Math.abs(value) / high, 1));
         paint(token, side === "diff" ? "div" : "seq", side === "diff" ? Math.round(LEVELS * (0.5 + (Math.sign(value) * size) / 2)) : Math.round(LEVELS * size));
       }
-      if (reads[side === "a" ? "kept_a" : "kept_b"][i] === false) token.classList.add("cut");
+      const dropped = reads[side === "a" ? "kept_a" : "kept_b"][i] === false;
+      if (dropped && Math.max(a ?? 0, b ?? 0) >= WORTH) token.classList.add("cut");
     });
     shown.tokens[reads.q]?.classList.add("query");
     const line = document.getElementById("reads");
-    if (line) line.textContent = reads.problem || reads.sentence + " Shading: 0 to " + lens.number(high) + ", " + (lens.get("scale") || "sqrt") + " scale" + (hide ? ", key 0 hidden." : ".");
+    if (line) line.textContent = reads.problem || reads.sentence + " Shading: 0 to " + lens.number(high) + ", " + (lens.get("scale") || "sqrt") + " scale" + (hide ? ", key 0 hidden." : ".") + " Struck through: dropped keys of at least " + WORTH + ".";
   };
 
   // ---- pointer -------------------------------------------------------------------------------------

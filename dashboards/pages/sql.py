@@ -7,7 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 import dash_ag_grid as dag
-from dash import Dash, Input, Output, State, dcc, html
+import dash_mantine_components as dmc
+from dash import Dash, Input, Output, State, html
 
 from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem, table_height
 from sparselens.dashboards.query import Source, SourceError, bound, records
@@ -79,9 +80,14 @@ def layout() -> Any:
                 [
                     panel(
                         "SQL",
-                        dcc.Textarea(
-                            id="query", className="sql-box", spellCheck=False, rows=8,
-                            placeholder="SELECT … (one statement, read-only)", **{"aria-label": "SQL query"},
+                        dmc.Textarea(
+                            id="query",
+                            autosize=True,
+                            minRows=7,
+                            maxRows=26,
+                            classNames={"input": "sql-box"},
+                            placeholder="SELECT … (one statement, read-only)",
+                            **{"aria-label": "SQL query"},
                         ),
                         html.Div(
                             [

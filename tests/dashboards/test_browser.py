@@ -1,0 +1,260 @@
+"""The story in a real browser: home → worst head → its page → hide sinks → swap → SQL → the link elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+SHOTS = Path(__file__).parents[2] / "artifacts" / "screenshots"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Any]:
+    """Opens a URL in a context of its own; at the end no page may have logged an error or asked elsewhere."""
+    contexts: list[Any] = []
+    trouble: list[str] = []
+
+    def open_page(url: str, *, width: int = 1440, height: int = 900, dark: bool = False) -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("console", lambda line: trouble.append(line.text) if line.type == "error" else None)
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("dialog", lambda dialog: (trouble.append("dialog " + dialog.message), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda asked: (
+                None
+                if asked.url.startswith(("http://127.0.0.1:", "data:", "blob:"))
+                else trouble.append(asked.url)
+            ),
+        )
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+def shot(page: Any, name: str) -> None:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.wait_for_timeout(250)
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+def chosen(page: Any) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def test_home_opens_on_the_difference_and_a_click_leads_to_the_head(visit: Any, served: str) -> None:
+    page = visit(served)
+    page.wait_for_selector("#text .token")
+    page.wait_for_selector(".cell[aria-current]")
+    assert "Answer NLL 0.10 → 3.40" in page.inner_text("#headline")
+    assert page.locator("#text .token").count() == 60
+    assert page.locator(".cell").count() == 12
+    page.wait_for_selector("#keys del")
+    assert "Left out" in page.inner_text("#keys")
+    shot(page, "compare-light")
+    page.click('.cell[data-cell="L1H2"]')
+    page.wait_for_function("document.querySelector('#keys-head').textContent === 'L1H2'")
+    assert (chosen(page)["layer"], chosen(page)["head"]) == ("1", "2")
+    page.click("text=Open head")
+    page.wait_for_selector(".map-frame")
+    assert page.inner_text("#head-title") == "L1H2"
+    assert page.locator(".map-frame").count() == 3
+    page.wait_for_selector("#reads:has-text('Query 56')")
+    assert "Exact cells" in page.inner_text("#map-how")
+    shot(page, "head-light")
+    page.go_back()
+    page.wait_for_selector(".cell[aria-current]")
+    assert page.get_attribute(".cell[aria-current]", "data-cell") == "L1H2"
+
+
+def test_a_link_shows_the_same_view_in_a_fresh_browser(visit: Any, served: str) -> None:
+    page = visit(f"{served}head?layer=2&head=1")
+    page.wait_for_selector(".map-frame")
+    page.click("text=Hide sinks")
+    page.wait_for_selector("#map-how:has-text('hidden')")
+    page.locator("#text .token").nth(45).click()
+    page.wait_for_selector("#reads:has-text('Query 45')")
+    page.click('[data-action="swap"]')
+    page.wait_for_function("new URLSearchParams(location.search).get('a') === 'run-2-sink-window'")
+    page.wait_for_selector("#reads:has-text('Query 45')")
+    shot(page, "head-swapped")
+    seen = ("#head-title", "#map-how", "#reads", "#statistics", ".maps")
+    page.wait_for_timeout(400)
+    first = [page.inner_text(part) for part in seen]
+    other = visit(page.url)
+    other.wait_for_selector(".map-frame")
+    other.wait_for_selector("#reads:has-text('Query 45')")
+    other.wait_for_selector("#statistics table")
+    other.wait_for_timeout(400)
+    assert [other.inner_text(part) for part in seen] == first
+    assert other.url == page.url
+    assert other.locator(".token.query").inner_text() == page.locator(".token.query").inner_text()
+
+
+def test_dragging_zooms_all_maps_and_escape_leaves(visit: Any, served: str) -> None:
+    page = visit(f"{served}head?layer=1&head=2")
+    page.wait_for_selector(".map-frame")
+    box = page.locator(".map-frame").nth(1).bounding_box()
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.75 * box["height"], steps=4)
+    page.mouse.up()
+    page.wait_for_selector('.map-frame[data-shape*=\'"q0":30,"q1":45,"k0":15,"k1":30\']')
+    assert (chosen(page)["qs"], chosen(page)["ks"]) == ("30-45", "15-30")
+    page.hover(".map-frame >> nth=0", position={"x": 5, "y": 5})
+    page.wait_for_selector("#map-readout:has-text('query 30')")
+    assert "key 15" in page.inner_text("#map-readout")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".map-frame[data-shape*='\"q1\":60']")
+
+
+def test_keys_move_the_head_the_prompt_and_list_themselves(visit: Any, served: str) -> None:
+    page = visit(f"{served}?layer=1&head=1")
+    page.wait_for_selector(".cell[aria-current]")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_selector('.cell[data-cell="L2H2"][aria-current]')
+    page.wait_for_function("document.querySelector('#keys-head').textContent === 'L2H2'")
+    page.keyboard.press("]")
+    page.wait_for_function("new URLSearchParams(location.search).get('prompt') === 'prompt-1'")
+    page.keyboard.press("?")
+    assert page.locator("#help[open]").count() == 1
+    page.keyboard.press("Escape")
+    assert page.locator("#help[open]").count() == 0
+
+
+def test_sql_opens_heads_and_refuses_attacks_in_one_line(visit: Any, served: str) -> None:
+    page = visit(f"{served}sql")
+    page.wait_for_selector(".sample")
+    page.click(".sample >> nth=0")
+    page.wait_for_selector("#result .link")
+    head = page.locator("#result .link").first.inner_text()
+    shot(page, "sql-light")
+    for attack in (
+        "COPY runs TO 'stolen.csv'",
+        "ATTACH 'x.duckdb'",
+        "INSTALL httpfs",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "PRAGMA database_list",
+        "SET memory_limit = '1TB'",
+        "SELECT 1; SELECT 2",
+        "WITH x AS (COPY runs TO 'f') SELECT * FROM x",
+    ):
+        page.fill("#query", attack)
+        page.keyboard.press("Control+Enter")
+        page.wait_for_function("sql => new URLSearchParams(location.search).get('sql') === sql", arg=attack)
+        page.wait_for_selector("#query-problem")
+        page.wait_for_timeout(150)
+        said = page.inner_text("#query-problem").strip()
+        assert said
+        assert "\n" not in said
+        assert "Traceback" not in said
+        assert page.locator("#result").count() == 0
+    page.goto(
+        f"{served}sql?sql="
+        + quote(f"SELECT {head[1]} AS layer, 0 AS head, '<img src=x onerror=alert(1)>' AS x")
+    )
+    page.wait_for_selector("#result .link")
+    assert "<img src=x" in page.inner_text("#result")
+    page.click("#result .link")
+    page.wait_for_selector("#head-title:has-text('H0')")
+
+
+def test_runs_choose_a_and_b(visit: Any, served: str) -> None:
+    page = visit(f"{served}runs")
+    page.wait_for_selector("#runs .badge.on")
+    assert "failed: logits" in page.inner_text("#runs")
+    page.click('[aria-label="Use window as B"]')
+    page.wait_for_function("new URLSearchParams(location.search).get('b') === 'run-1-window'")
+    page.wait_for_selector('[aria-label="Use window as B"].on')
+    shot(page, "runs-light")
+
+
+def test_dark_follows_the_system_and_the_toggle_stays(visit: Any, served: str) -> None:
+    page = visit(served, dark=True)
+    page.wait_for_selector("#keys del")
+    theme = "document.documentElement.dataset.mantineColorScheme"
+    assert page.evaluate(theme) == "dark"
+    shot(page, "compare-dark")
+    page.click('[data-action="theme"]')
+    assert page.evaluate(theme) == "light"
+    page.reload()
+    page.wait_for_selector(".cell[aria-current]")
+    assert page.evaluate(theme) == "light"
+
+
+def test_a_narrow_screen_has_one_column_and_no_sideways_scroll(visit: Any, served: str) -> None:
+    for path in ("", "head", "runs", "sql"):
+        page = visit(served + path, width=390, height=800)
+        page.wait_for_selector(".panel")
+        page.wait_for_timeout(600)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        shot(page, f"narrow-{path or 'compare'}")
+
+
+def test_a_long_prompt_and_a_large_model_stay_quick(visit: Any, long_served: str) -> None:
+    page = visit(long_served)
+    page.wait_for_selector(".cell[aria-current]")
+    page.wait_for_function("document.querySelectorAll('#text .token').length === 8192")
+    assert page.locator(".cell").count() == 270
+    waited = page.evaluate(
+        """async () => {
+            const cells = [...document.querySelectorAll('.cell')].slice(0, 7), times = [];
+            for (const cell of cells) {
+                const from = performance.now();
+                cell.click();
+                while (document.querySelector('#keys-head').textContent !== cell.dataset.cell)
+                    await new Promise((go) => setTimeout(go, 4));
+                times.push(performance.now() - from);
+            }
+            return times.sort((a, b) => a - b)[3];
+        }"""
+    )
+    assert waited < 1000, f"click to updated keys took {waited:.0f} ms (median)"
+    shot(page, "compare-8k")
+    page.goto(f"{long_served}head?layer=3&head=4")
+    page.wait_for_selector(".map-frame")
+    page.wait_for_function("document.querySelectorAll('#text .token').length === 8192")
+    assert "Pooled, 128 × 128" in page.inner_text("#map-how")
+    shot(page, "head-8k")
+
+
+def test_an_empty_trace_says_what_to_run(visit: Any, empty_served: str) -> None:
+    for path in ("", "head", "runs", "sql"):
+        page = visit(empty_served + path)
+        page.wait_for_selector("#notices .command")
+        assert "sparselens capture" in page.inner_text("#notices")
+        assert "Traceback" not in page.content()
+        shot(page, f"empty-{path or 'compare'}")

@@ -1,0 +1,84 @@
+"""SQL access: parameters cannot break out, every failure is one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparselens.dashboards.query import Source, SourceError, bound, literal
+from sparselens.storage import reader
+
+
+@pytest.fixture(scope="module")
+def source(trace: Path) -> Source:
+    return Source(trace)
+
+
+def test_a_parameter_is_a_value_whatever_it_contains(source: Source) -> None:
+    for text in ("'", "a' OR 1=1 --", "\\", "$b", "東京", "x\ny"):
+        assert source.first("SELECT $a AS a", a=text) == {"a": text}
+    assert source.records("SELECT * FROM runs WHERE run_id = $a", a="x' OR '1'='1") == []
+
+
+@given(st.text(max_size=40).filter(lambda text: "\0" not in text))
+def test_a_literal_in_a_sample_query_is_the_same_text(text: str) -> None:
+    assert literal(text)[1:-1].replace("''", "'") == text
+    assert "'" not in literal(text)[1:-1].replace("''", "")
+
+
+def test_a_query_that_names_an_unknown_parameter_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\$b; given are a"):
+        bound("SELECT $a, $b", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT",
+        "SELECT * FROM nowhere",
+        "COPY runs TO 'x'",
+        "SELECT 1; SELECT 2",
+        "SELECT * FROM read_csv('/etc/passwd')",
+    ],
+)
+def test_what_fails_fails_in_one_line(source: Source, sql: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        source.run(sql)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_trace_says_which_command_fills_it(tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as caught:
+        Source(tmp_path / "none").frame("SELECT 1")
+    assert caught.value.advice.startswith("sparselens capture")
+    assert str(tmp_path / "none") in caught.value.advice
+
+
+def test_a_newer_schema_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "trace.json").write_text(json.dumps({"format": "sparselens-trace", "schema_version": 999}))
+    with pytest.raises(SourceError, match="999"):
+        Source(tmp_path).frame("SELECT 1")
+
+
+def test_nan_and_infinity_become_none(source: Source) -> None:
+    row = source.first("SELECT 'nan'::DOUBLE AS a, 'inf'::DOUBLE AS b, NULL AS c, 1.5 AS d")
+    assert row == {"a": None, "b": None, "c": None, "d": 1.5}
+
+
+def test_a_run_that_appears_is_seen_without_a_new_source(tmp_path: Path) -> None:
+    from sparselens.storage.writer import RunWriter
+
+    path = tmp_path / "live"
+    RunWriter.start(path, "first", {"policy": "dense()"}).finish({})
+    source = Source(path)
+    assert len(source.records("SELECT run_id FROM runs")) == 1
+    RunWriter.start(path, "second", {"policy": "dense()"}).finish({})
+    assert len(source.records("SELECT run_id FROM runs")) == 2
+
+
+def test_the_door_is_the_only_way(source: Source) -> None:
+    assert isinstance(source._connection(), reader.Connection)
