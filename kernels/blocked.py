@@ -82,6 +82,8 @@ class Blocked:
         return Attended(output.to(call.query.dtype), lse, statistics)
 
     def _sequence(self, call: AttentionCall, selection: Selection, want: Want, pools: Pools) -> Attended:
+        if isinstance(selection, Everything) and not want.names and _is_flash(call):
+            return _flash(call)
         return self.attend_plan(call, self.plan(call, selection), want, pools)
 
 
@@ -97,9 +99,8 @@ def _is_flash(call: AttentionCall) -> bool:
 
 def _flash(call: AttentionCall) -> Attended:
     """Return `Everything` without statistics; sink logits scale the output afterwards."""
-    key, value = (tensor.repeat_interleave(call.group, 1) for tensor in (call.key, call.value))
     output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        call.query, key, value, 0.0, call.q_len > 1, scale=call.scale
+        call.query, call.key, call.value, 0.0, call.q_len > 1, scale=call.scale
     )
     lse = lse.float()
     if call.sinks is not None:

@@ -21,7 +21,7 @@ class Reference:
 
     def attend(self, call: AttentionCall, selection: Selection, want: Want = NOTHING) -> Attended:
         """Attend as defined; see `Attended` for shapes. Runs any call and any selection."""
-        output = torch.zeros_like(call.query)
+        output = torch.zeros(*call.query.shape[:3], call.value.shape[-1], dtype=call.query.dtype)
         lse = torch.full(call.query.shape[:3], float("-inf"), dtype=call.accumulate)
         pools = Pools.of(call, want.cells)
         statistics = empty_statistics(call, want, pools)

@@ -34,7 +34,6 @@ from torch import Tensor
 from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.selection import (
     Band,
-    Bits,
     Everything,
     KeyList,
     Mixture,
@@ -69,16 +68,9 @@ def _heads(
         for owned, part in selection.parts:
             found |= dict(zip(owned, _heads(part, call, frame, owned), strict=True))
         return [found[head] for head in range(len(heads))]
-    records = [_record(selection, place, call, frame) for place in range(_width(selection, len(heads)))]
+    records = [_record(selection, place, call, frame) for place in range(selection.told_apart(len(heads)))]
     written = [(kind, json.dumps({"kind": kind, **frame, **body}).encode()) for kind, body in records]
     return written * (len(heads) // len(written))
-
-
-def _width(selection: Selection, heads: int) -> int:
-    """How many heads a selection tells apart: 1 or `heads`."""
-    held: list[Tensor] = [value for value in vars(selection).values() if isinstance(value, Tensor)]
-    known = isinstance(selection, (Everything, Band, Tiles, Stripes, KeyList, Bits))
-    return max((tensor.shape[1] for tensor in held), default=1) if known else heads
 
 
 def _record(

@@ -41,6 +41,11 @@ class Tiles(Selection):
         ]
         return torch.stack(picked) & inside_q & inside_k
 
+    def told_apart(self, heads: int) -> int:
+        """Return how many heads the tensors hold."""
+        del heads
+        return self.map.shape[1]
+
     def sequence(self, row: int, queries: Tensor, keys: Tensor) -> Selection:
         """Return the part of one sequence, as `Selection.sequence`."""
         del queries, keys
@@ -53,7 +58,7 @@ class Tiles(Selection):
     def head_groups(self, heads: int) -> list[tuple[tuple[int, ...], Selection]]:
         """Return heads with equal maps together."""
         if self.map.shape[1] == 1:
-            return [(tuple(range(heads)), self)]
+            return super().head_groups(heads)
         same: dict[bytes, list[int]] = {}
         for head in range(heads):
             same.setdefault(self.map[:, head].numpy().tobytes(), []).append(head)
@@ -99,15 +104,20 @@ class Stripes(Selection):
         size = int(max(query.max(), key.max())) + 1
         columns = _marks(self.columns, size)
         before = pad(_marks(self.distances, size).int().cumsum(-1), (1, 0))
+        gaps = torch.arange(
+            -size, size
+        )  # of a block's first query to a key; its distances are gap … gap + reach - 1
+        near = before[..., (gaps + reach).clamp(0, size)] > before[..., gaps.clamp(0, size)]
         kept = []
-        for row, (q, k) in enumerate(_per_sequence(origin, key, max(columns.shape[0], before.shape[0]))):
-            gap = q[:, None] - k[None, :]  # the kept distances lie in gap … gap + reach - 1
-            low, high = gap.clamp(0, size), (gap + reach).clamp(0, size)
-            counts = before[row % before.shape[0]]
-            kept.append(
-                (counts[:, high] > counts[:, low]) | columns[row % columns.shape[0]][:, None, k.clamp(min=0)]
-            )
+        for row, (q, k) in enumerate(_per_sequence(origin, key, max(columns.shape[0], near.shape[0]))):
+            diagonal = _toeplitz(near[row % near.shape[0]], q + size, k)
+            kept.append(diagonal | columns[row % columns.shape[0]][:, None, k.clamp(min=0)])
         return torch.stack(kept)
+
+    def told_apart(self, heads: int) -> int:
+        """Return how many heads the tensors hold."""
+        del heads
+        return max(self.columns.shape[1], self.distances.shape[1])
 
     def sequence(self, row: int, queries: Tensor, keys: Tensor) -> Selection:
         """Return the part of one sequence, as `Selection.sequence`."""
@@ -131,6 +141,11 @@ class KeyList(Selection):
         index = self.index[:, :, start:stop].long()
         kept = torch.zeros(*index.shape[:3], call.k_len + 1, dtype=torch.bool)
         return kept.scatter_(-1, index.where(index >= 0, call.k_len), True)[..., :-1]
+
+    def told_apart(self, heads: int) -> int:
+        """Return how many heads the tensors hold."""
+        del heads
+        return self.index.shape[1]
 
     def sequence(self, row: int, queries: Tensor, keys: Tensor) -> Selection:
         """Return the part of one sequence, as `Selection.sequence`."""
@@ -161,6 +176,11 @@ class Bits(Selection):
         """Return what is kept, as `Selection.rows`."""
         del call
         return unpack(self.packed[:, :, start:stop], self.k_len)
+
+    def told_apart(self, heads: int) -> int:
+        """Return how many heads the tensors hold."""
+        del heads
+        return self.packed.shape[1]
 
     def sequence(self, row: int, queries: Tensor, keys: Tensor) -> Selection:
         """Return the part of one sequence, as `Selection.sequence`."""
@@ -194,6 +214,14 @@ def _per_sequence(query: Tensor, key: Tensor, batch: int) -> list[tuple[Tensor, 
     """Pairs of rows of two `[batch or 1, n]` tensors, at least `batch` of them."""
     size = max(query.shape[0], key.shape[0], batch)
     return [(query[row % query.shape[0]], key[row % key.shape[0]]) for row in range(size)]
+
+
+def _toeplitz(values: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Return `values[:, query - key]` `[heads, queries, keys]`; slices where keys are consecutive."""
+    if not bool((key.diff() == 1).all()):
+        return values[:, query[:, None] - key[None, :]]
+    first = values.shape[1] - 1 - query + key[0]
+    return values.flip(1).unfold(1, len(key), 1)[:, first]
 
 
 def _marks(index: Tensor, size: int) -> Tensor:

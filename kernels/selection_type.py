@@ -46,11 +46,17 @@ class Selection(ABC):
         del heads
         return self
 
+    def told_apart(self, heads: int) -> int:
+        """Return how many of `heads` heads have a mask of their own: 1 (all the same) or `heads`."""
+        return heads
+
     def head_groups(self, heads: int) -> list[tuple[tuple[int, ...], Selection]]:
         """Return the heads that share a selection, with the selection (of one head) they share.
 
-        Unless a subclass knows better, each head is by itself.
+        Each head is by itself, unless the selection does not tell heads apart.
         """
+        if self.told_apart(heads) == 1:
+            return [(tuple(range(heads)), self)]
         return [((head,), self.of_heads(torch.tensor([head]))) for head in range(heads)]
 
     def tile_sharing(self, first_query: int, first_key: int, block: int) -> object:
@@ -105,9 +111,10 @@ class Everything(Selection):
         """Return what is kept, as `Selection.rows`."""
         return torch.ones(1, 1, stop - start, call.k_len, dtype=torch.bool)
 
-    def head_groups(self, heads: int) -> list[tuple[tuple[int, ...], Selection]]:
-        """Return one group."""
-        return [(tuple(range(heads)), self)]
+    def told_apart(self, heads: int) -> int:
+        """Return 1: all heads are alike."""
+        del heads
+        return 1
 
     def tile_sharing(self, first_query: int, first_key: int, block: int) -> object:
         """Return a constant: only the distance matters."""
@@ -147,9 +154,10 @@ class Band(Selection):
         behind = (seen - self.window).clamp(min=0)
         return (seen.clamp(max=self.window) + behind.clamp(max=self.sink)).expand(call.batch, -1, -1)
 
-    def head_groups(self, heads: int) -> list[tuple[tuple[int, ...], Selection]]:
-        """Return one group."""
-        return [(tuple(range(heads)), self)]
+    def told_apart(self, heads: int) -> int:
+        """Return 1: all heads are alike."""
+        del heads
+        return 1
 
     def tile_sharing(self, first_query: int, first_key: int, block: int) -> object:
         """Return whether the tile has sink columns, and which."""
