@@ -110,7 +110,7 @@ class Stripes(Selection):
         near = before[..., (gaps + reach).clamp(0, size)] > before[..., gaps.clamp(0, size)]
         kept = []
         for row, (q, k) in enumerate(_per_sequence(origin, key, max(columns.shape[0], near.shape[0]))):
-            diagonal = _toeplitz(near[row % near.shape[0]], q + size, k)
+            diagonal = _toeplitz(near[row % near.shape[0]], q.clamp(min=0) + size, k.clamp(min=0))
             kept.append(diagonal | columns[row % columns.shape[0]][:, None, k.clamp(min=0)])
         return torch.stack(kept)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sparselens.kernels.call import Allowed, AttentionCall
 
-# Scores here reach 20: a rounding step of 20 is 1e-6, so weights are off by 1e-6 of themselves, outputs (values up
-# to 4, two computations) by at most 8e-6.
+# Scores here reach 20: a rounding step of 20 is 1e-6, so weights are off by 1e-6 of themselves, outputs
+# (values up to 4, two computations) by at most 8e-6.
 TOLERANCE = 1e-5
 
 

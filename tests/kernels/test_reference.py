@@ -1,4 +1,4 @@
-"""The reference kernel is scaled_dot_product_attention, and the dumb float64 attention where that cannot go."""
+"""The reference kernel is scaled_dot_product_attention, and dumb float64 attention where that cannot go."""
 
 from __future__ import annotations
 
