@@ -12,8 +12,8 @@ from sparselens.storage.trace import Run, Trace
 def merge(source: Trace | str | Path, into: Trace | str | Path) -> list[str]:
     """Copy every run of `source` that `into` does not have; returns the ids of those copied.
 
-    Each run appears whole or not at all; doing it again copies what is new. TraceError if a run is still being
-    written, or if one id stands for two different runs.
+    Each run appears whole or not at all; doing it again copies what is new. TraceError if a run is
+    still being written, or if one id stands for two different runs.
     """
     source = source if isinstance(source, Trace) else Trace.open(source)
     into = into if isinstance(into, Trace) else Trace.create(into)

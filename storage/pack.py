@@ -57,8 +57,8 @@ def _write(source: Any, path: Path, *, strip_text: bool) -> None:
             source.execute(f"CREATE TABLE packed.{name} AS SELECT {columns} FROM memory.main.{name}")
     source.execute("CREATE TABLE packed.run_prompts AS FROM memory.main.run_prompts")
     source.execute(
-        f"CREATE TABLE packed.about AS SELECT {SCHEMA_VERSION} AS schema_version, {strip_text} AS text_stripped, "
-        "current_timestamp::TIMESTAMP AS packed_at"
+        f"CREATE TABLE packed.about AS SELECT {SCHEMA_VERSION} AS schema_version, "
+        f"{strip_text} AS text_stripped, current_timestamp::TIMESTAMP AS packed_at"
     )
     source.execute("USE packed")
     for comment in comments(kind="TABLE"):

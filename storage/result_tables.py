@@ -9,7 +9,7 @@ from sparselens.storage.run_tables import HEAD, LAYER, PROMPT
 
 ANALYSIS = Column("analysis_id", NAME, "", "the run that computed the row")
 RUN_A = Column("run_a", NAME, "", "run A, the base; changes are B − A")
-RUN_B = Column("run_b", NAME, "", "run B")
+RUN_B = Column("run_b", NAME, "", "run B, compared with A on the same prompts")
 SUBJECT = Column("run_id", NAME, "", "the run the row is about")
 VALUE = Column("value", F64, "see metric", "the value", True)
 N = Column("n", U32, "", "observations behind the value", True)

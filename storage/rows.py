@@ -28,7 +28,9 @@ class Coded:
 
 def is_scalar(value: object) -> bool:
     """Whether a value stands for every row."""
-    return value is None or isinstance(value, str | bytes | np.generic) or not hasattr(value, "__len__")
+    if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
+        return True
+    return getattr(value, "ndim", 1) == 0  # an array without dimensions
 
 
 def arrow_rows(table: Table, given: Mapping[str, Any]) -> Any:
@@ -41,7 +43,7 @@ def arrow_rows(table: Table, given: Mapping[str, Any]) -> Any:
     unknown = sorted(set(given) - set(table.names))
     if unknown:
         raise ValueError(f"{table.name} has no column {', '.join(unknown)}; it has {', '.join(table.names)}")
-    lengths = {name: len(value) for name, value in given.items() if not _one(table[name], value)}
+    lengths = {name: len(value) for name, value in given.items() if not is_scalar(value)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns of {table.name} differ in length: {lengths}")
     n = next(iter(lengths.values()), 1)
@@ -50,11 +52,6 @@ def arrow_rows(table: Table, given: Mapping[str, Any]) -> Any:
         values["head_name"] = _head_names(values["layer"], values["head"], n)
     arrays = [_array(table, column, values.get(column.name), n) for column in table.columns]
     return pa.Table.from_arrays(arrays, schema=table.arrow)
-
-
-def _one(column: Column, value: object) -> bool:
-    """Whether a value is one for all rows: any scalar."""
-    return is_scalar(value) or (isinstance(value, np.ndarray) and value.ndim == 0)
 
 
 def _head_names(layer: Any, head: Any, n: int) -> Coded:
@@ -96,7 +93,7 @@ def _convert(kind: Any, value: Any, n: int) -> Any:
         array = pa.DictionaryArray.from_arrays(codes, pa.array(list(value.values), pa.string())).cast(kind)
     elif pa.types.is_dictionary(kind):
         array = _dictionary(kind, value, n)
-    elif is_scalar(value) or np.ndim(value) == 0:
+    elif is_scalar(value):
         one = value.item() if hasattr(value, "item") else value
         missing = isinstance(one, float) and math.isnan(one)
         array = pa.repeat(pa.scalar(None if missing else one, kind), n)

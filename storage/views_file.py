@@ -88,8 +88,10 @@ def _make(folder: Path, target: Path) -> None:
     try:
         with duckdb.connect(str(draft)) as connection:
             connection.execute("SET file_search_path = $folder", {"folder": str(folder.resolve())})
+            connection.execute("BEGIN")
             for statement in statements():
                 connection.execute(statement)
+            connection.execute("COMMIT")
             connection.execute("CHECKPOINT")
         draft.replace(target)
     finally:
