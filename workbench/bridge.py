@@ -74,8 +74,8 @@ class BridgeHooks:
     def rotate(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Fire `hook_rot_q` on the queries and `hook_rot_k` on the newest `q_len` keys `[batch, heads, pos, head_dim]`.
 
-        Keys that came from the cache were hooked at their own step. An edit of new keys is written back into the
-        tensor the cache returned, so that later steps see it too.
+        Keys that came from the cache were hooked at their own step. Without gradients an edit is written into the
+        tensor that the cache holds, so that later steps see it too.
         """
         if hasattr(self.attention, "hook_rot_q"):
             query = self.attention.hook_rot_q(query)
@@ -83,13 +83,13 @@ class BridgeHooks:
         if hook_rot_k is None:
             return query, key
         start = key.shape[2] - query.shape[2]
-        if start == 0:
-            return query, hook_rot_k(key)
         fresh = key[:, :, start:]
         edited = hook_rot_k(fresh)
-        if edited is not fresh:
-            with torch.no_grad():
-                key[:, :, start:] = edited
+        if edited is fresh:
+            return query, key
+        if torch.is_grad_enabled():
+            return query, torch.cat([key[:, :, :start], edited], dim=2)
+        key[:, :, start:] = edited  # the cache holds this tensor: later steps see the edit
         return query, key
 
     @property

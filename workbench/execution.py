@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from sparselens.kernels.call import AttentionCall
-from sparselens.kernels.kernel import Attended, Kernel, Want
+from sparselens.kernels.gradient import attend_with_gradient, needs_gradient
+from sparselens.kernels.kernel import Attended, Kernel
 from sparselens.kernels.policy import Memory, Policy
 from sparselens.kernels.selection import Selection
+from sparselens.kernels.statistics import NOTHING, Want
 
 if TYPE_CHECKING:
     from sparselens.workbench.attention import MaskPlan
-
-NOTHING = Want(frozenset())
-
 
 class Observer(Protocol):
     """Something that watches every attention call while a policy is active (a capture, a test)."""
@@ -110,8 +109,12 @@ class Execution:
         self.calls += 1
         if hooks is not None and hooks.wants_pattern:
             return self._explicit(call, selection, hooks)
-        want = _union([observer.want(call) for observer in self.observers])
-        attended = self.kernel.attend(call, selection, want)
+        want = the_one([observer.want(call) for observer in self.observers])
+        attended = (
+            attend_with_gradient(self.kernel, call, selection, want)
+            if needs_gradient(call)
+            else self.kernel.attend(call, selection, want)
+        )
         for observer in self.observers:
             observer.saw(call, selection, attended)
         return attended.output
@@ -157,8 +160,8 @@ class Execution:
         return pattern @ group_value
 
 
-def _union(wants: Sequence[Want]) -> Want:
-    """Return what all observers together want; at most one may ask for parameters of its own."""
+def the_one(wants: Sequence[Want]) -> Want:
+    """Return the want of the one observer that asks for statistics, `NOTHING` if none does."""
     asking = [want for want in wants if want.names]
     if not asking:
         return NOTHING

@@ -136,7 +136,8 @@ def implementation(model: torch.nn.Module, name: str) -> Iterator[None]:
 
 def _counter(execution: Execution) -> Any:
     def count(*_: Any) -> None:
-        execution.forwards += 1
+        inner = next(active for active in reversed(ACTIVE.get()) if active.modules & execution.modules)
+        execution.forwards += inner is execution
 
     return count
 

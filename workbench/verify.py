@@ -154,8 +154,7 @@ class Verifier:
         rows = sampled_rows(entered.shape[1])
         exact = _recompute(seen, rows, window, torch.float64)
         honest = _recompute(seen, rows, window, entered.dtype).double()
-        step = torch.finfo(entered.dtype).eps * float(exact.abs().max())
-        allowed = 2 * float((honest - exact).abs().max()) + step
+        allowed = 2 * float((honest - exact).abs().max()) + _rounding(seen, rows, exact, entered.dtype)
         error = float((entered[:, rows].double() - exact).abs().max())
         self.worst_kernel = max(self.worst_kernel, error / allowed if error == error else float("inf"))
         self.kernel_checks += len(rows)
@@ -243,6 +242,20 @@ def _recompute(seen: _Layer, rows: Tensor, window: int | None, dtype: torch.dtyp
     value = seen.value.to(dtype).repeat_interleave(group, dim=0)
     keep = torch.from_numpy(np.concatenate([seen.keep(*run) for run in _runs(rows)], axis=1))
     return _attend(seen.query[:, rows].to(dtype), key, value, seen, keep & _causal(rows, key.shape[1], window))
+
+
+def _rounding(seen: _Layer, rows: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
+    """Return how far one rounding of every score may move an output: ε · (1 + largest |score|) · largest |output|.
+
+    A kernel that writes weights as exp(score − lse) rounds both to the spacing of numbers of their size; that moves a
+    weight by a relative ε · |score|.
+    """
+    query_norm = torch.linalg.vector_norm(seen.query[:, rows].double(), dim=-1).max()
+    key_norm = torch.linalg.vector_norm(seen.key.double(), dim=-1).max()
+    largest = float(query_norm * key_norm) * seen.scale
+    if seen.softcap is not None:
+        largest = min(largest, seen.softcap)
+    return torch.finfo(dtype).eps * (1 + largest) * float(exact.abs().max())
 
 
 def _causal(rows: Tensor, tokens: int, window: int | None) -> Tensor:

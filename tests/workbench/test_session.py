@@ -134,7 +134,8 @@ def test_the_model_is_as_before_after_success_and_after_an_exception(
     model = tiny(family)
     if bridged:
         bridge_of(model, None)
-    before, logits = settings(model), hf_logits(model, ids)
+    logits = hf_logits(model, ids)
+    before = settings(model)
     with under(model, A_SHAPE):
         hf_logits(model, ids)
     assert settings(model) == before
@@ -151,7 +152,8 @@ def test_blocks_nest_and_the_innermost_policy_runs(tiny: Any, ids: Tensor) -> No
         with under(model, A_SHAPE) as inner:
             sparse = hf_logits(model, ids)
         dense = hf_logits(model, ids)
-    assert (inner.forwards, outer.forwards) == (1, 2) or (inner.calls, outer.calls) == (2, 2)
+    assert (inner.forwards, outer.forwards) == (1, 1)
+    assert (inner.calls, outer.calls) == (2, 2)
     assert (sparse - dense).abs().max() > 100 * EXACT
 
 
@@ -304,8 +306,7 @@ def test_a_silenced_layer_is_the_same_through_v_z_and_pattern(tiny: Any, family:
         expected = bridge.run_with_hooks(ids, fwd_hooks=hooks)
         hooks = [(f"blocks.1.attn.{name}", lambda tensor, hook: torch.zeros_like(tensor))]
         ours = bridge.run_with_hooks(ids, fwd_hooks=hooks)
-    bias = 0.0 if family != "gpt2" or name != "hook_v" else 0.0
-    assert (ours - expected).abs().max() <= EXACT + bias
+    assert (ours - expected).abs().max() <= EXACT
 
 
 def test_an_edit_of_the_pattern_cannot_revive_a_dropped_key(tiny: Any, ids: Tensor) -> None:

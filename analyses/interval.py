@@ -1,0 +1,52 @@
+"""Means with 95 % bootstrap intervals, clustered (template, needle family) and paired by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `n` prompts in `n_clusters` clusters, and the interval of it; NaN bounds below two clusters."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    n_clusters: int
+
+    def __str__(self) -> str:
+        if np.isnan(self.low):
+            return f"{self.mean:.3g}"
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def clustered_mean(values: Sequence[float] | Any, clusters: Sequence[str] | Any, *, seed: int = 0) -> Interval:
+    """Return the mean of `values [n]` with a percentile bootstrap over whole clusters `[n]` (2,000 draws).
+
+    Values are weighted equally, so a cluster counts by its size. Missing values are left out. For a paired difference
+    pass the differences.
+    """
+    numbers = np.asarray(values, np.float64)
+    names = np.asarray(clusters, object)
+    there = ~np.isnan(numbers)
+    numbers, names = numbers[there], names[there]
+    if not len(numbers):
+        return Interval(float("nan"), float("nan"), float("nan"), 0, 0)
+    _, codes = np.unique(names.astype(str), return_inverse=True)
+    count = np.bincount(codes)
+    total = np.bincount(codes, weights=numbers)
+    n_clusters = len(count)
+    mean = float(numbers.mean())
+    if n_clusters < 2:
+        return Interval(mean, float("nan"), float("nan"), len(numbers), n_clusters)
+    drawn = np.random.default_rng(seed).integers(0, n_clusters, (DRAWS, n_clusters))
+    means = total[drawn].sum(1) / count[drawn].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(mean, float(low), float(high), len(numbers), n_clusters)
