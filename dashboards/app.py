@@ -18,8 +18,8 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from sparselens.dashboards import route, shell
-from sparselens.dashboards.choice import Settled, settle
-from sparselens.dashboards.page import Page, message, pages
+from sparselens.dashboards.choice import Settled, lists, settle
+from sparselens.dashboards.page import PAIR, Page, chosen, message, pages
 from sparselens.dashboards.query import Source, SourceError, one_line
 from sparselens.dashboards.selection import Selection
 
@@ -63,42 +63,43 @@ def _register(app: Dash, source: Source, found: list[Page]) -> None:
 
     app.callback(Output("page", "children"), Input("url", "pathname"))(show_page)
 
-    fields = ("a", "b", "prompt")
-
-    def settle_selection(path: str | None, search: str | None) -> tuple[Any, ...]:
+    def settle_selection(path: str | None, search: str | None) -> tuple[Any, Any]:
         asked, complaints = Selection.parse(search or "")
         try:
             settled = settle(source, asked, complaints)
         except SourceError as problem:
-            return (
-                None,
-                shell.notices([*complaints, str(problem)], problem.advice),
-                [],
-                [],
-                [],
-                None,
-                None,
-                None,
-            )
+            return None, shell.notices([*complaints, str(problem)], problem.advice)
         title = by_path[path].name if path in by_path else "no such page"
-        lists = shell.options(settled)
-        values = settled.selection.spelled()
-        return (
-            shared(settled, path or "/", search or "", title, source.stamp()),
-            shell.notices(settled.notices, settled.advice),
-            *[lists[field] for field in fields],
-            *[values[field] for field in fields],
-        )
+        seen = shared(settled, path or "/", search or "", title, source.stamp())
+        return seen, shell.notices(settled.notices, settled.advice)
 
     app.callback(
         Output("selection", "data"),
         Output("notices", "children"),
-        *[Output({"choose": field}, "data") for field in fields],
-        *[Output({"choose": field}, "value") for field in fields],
         Input("url", "pathname"),
         Input("url", "search"),
     )(settle_selection)
 
+    def fill_lists(data: dict[str, Any] | None) -> tuple[Any, ...]:
+        selection = chosen(data)
+        if selection is None:
+            return [], [], []
+        try:
+            runs, prompts = lists(source, selection)
+        except SourceError:
+            return [], [], []
+        return shell.options(runs, prompts)
+
+    fields = ("a", "b", "prompt")
+    app.callback(*[Output({"choose": field}, "data") for field in fields], Input(PAIR, "data"))(fill_lists)
+    app.clientside_callback(ClientsideFunction("sparselens", "shown"), Input("page", "children"))
+    app.clientside_callback(
+        ClientsideFunction("sparselens", "follow"),
+        Output({"choose": ALL}, "value"),
+        Input("selection", "data"),
+        State({"choose": ALL}, "id"),
+        State({"choose": ALL}, "value"),
+    )
     app.clientside_callback(ClientsideFunction("sparselens", "settle"), Input("selection", "data"))
     app.clientside_callback(
         ClientsideFunction("sparselens", "share"),
@@ -127,9 +128,7 @@ def shared(settled: Settled, path: str, asked: str, page: str, stamp: tuple[Any,
         "asked": asked,
         "search": selection.search(),
         "values": selection.spelled(),
-        "prompts": [row["prompt_id"] for row in settled.prompts],
-        "scopes": settled.scopes,
-        "rows": settled.rows,
+        "prompts": settled.prompts,
         "shape": list(settled.shape),
         "group": settled.group,
         "title": title,

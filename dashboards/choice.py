@@ -22,7 +22,7 @@ ORDER BY p.prompt_set, p.name, p.prompt_id
 """
 SHAPE = """
 SELECT coalesce(max(layer) + 1, 0) AS layers, coalesce(max(head) + 1, 0) AS heads,
-       (SELECT TRY_CAST(json_extract_string(extra, '$.kv_heads') AS INTEGER) FROM runs WHERE run_id = $a)
+       (SELECT TRY_CAST(json_extract_string(extra, '$.n_kv_heads') AS INTEGER) FROM runs WHERE run_id = $a)
          AS kv_heads
 FROM head_stats WHERE run_id = $a
 """
@@ -49,10 +49,7 @@ class Settled:
 
     selection: Selection
     notices: list[str]
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    prompts: list[dict[str, Any]] = field(default_factory=list)
-    scopes: list[str] = field(default_factory=list)
-    rows: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
     shape: tuple[int, int] = (0, 0)
     group: int = 0
     advice: str = ""
@@ -70,12 +67,11 @@ def settle(source: Source, selection: Selection, notices: list[str]) -> Settled:
         lines = [*notices, "This trace has no captured run yet."]
         return Settled(selection, lines, advice=capture_command(source.path))
     a, b, notices = _pair(runs, selection, notices)
-    prompts = source.records(PROMPTS, a=a, b=b or None)
-    prompt = _known("prompt", selection.prompt, [row["prompt_id"] for row in prompts], notices)
-    kinds = source.records(DIFF_KINDS, a=a, b=b)
-    scopes = [scope for scope in SCOPES if any(kind["scope"] == scope for kind in kinds)]
-    scope = _known("scope", selection.scope, scopes, notices)
-    rows = sorted({kind["rows"] for kind in kinds if kind["scope"] == scope}, key=_row_order)
+    prompts = [row["prompt_id"] for row in source.records(PROMPTS, a=a, b=b or None)]
+    prompt = _known("prompt", selection.prompt, prompts, notices)
+    kinds = over(source, a, b)
+    scope = _known("scope", selection.scope, list(kinds), notices)
+    rows = kinds.get(scope, [])
     chosen = replace(
         selection,
         a=a,
@@ -88,9 +84,22 @@ def settle(source: Source, selection: Selection, notices: list[str]) -> Settled:
     size = source.first(SHAPE, a=a)
     shape = (size["layers"], size["heads"])
     group = size["heads"] // size["kv_heads"] if size["kv_heads"] else 0
-    return Settled(
-        _with_head(source, chosen, shape, notices), notices, runs, prompts, scopes, rows, shape, group
-    )
+    return Settled(_with_head(source, chosen, shape, notices), notices, prompts, shape, group)
+
+
+def lists(source: Source, selection: Selection) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The runs there are and the prompts that both chosen runs have."""
+    return source.records(RUNS), source.records(PROMPTS, a=selection.a, b=selection.b or None)
+
+
+def over(source: Source, a: str, b: str) -> dict[str, list[str]]:
+    """The rows that differences of a pair are stored over, by scope; both in the order of the pickers."""
+    kinds = source.records(DIFF_KINDS, a=a, b=b)
+    return {
+        scope: sorted((kind["rows"] for kind in kinds if kind["scope"] == scope), key=_row_order)
+        for scope in SCOPES
+        if any(kind["scope"] == scope for kind in kinds)
+    }
 
 
 def _pair(runs: list[dict[str, Any]], selection: Selection, notices: list[str]) -> tuple[str, str, list[str]]:

@@ -76,6 +76,7 @@ def text_figure(frame: Any, loss: float, change: float, spans: list[dict[str, An
     values = {name: [row[name] for row in rows] for name in ("a", "b", "diff")}
     return {
         "kind": "loss",
+        "only": "" if any(value is not None for value in values["b"]) else "a",
         "texts": [row["text"] if row["text"] is not None else "▯" for row in rows],
         "special": [bool(row["is_special"]) for row in rows],
         "spans": spans,

@@ -46,6 +46,9 @@ def part(*fields: str) -> dict[str, str]:
     return {"type": "part", "fields": ",".join(fields)}
 
 
+PAIR = part("a", "b")  # the shell's own store: every page may listen to it
+
+
 def parts(*ids: dict[str, str]) -> list[Any]:
     """The stores of a page, one for each distinct id."""
     return [dcc.Store(id=dict(each)) for each in {each["fields"]: each for each in ids}.values()]

@@ -8,9 +8,8 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from sparselens.dashboards.choice import Settled
 from sparselens.dashboards.colour import variables
-from sparselens.dashboards.page import Page, message
+from sparselens.dashboards.page import PAIR, Page, message, parts
 
 KEYS = (
     ("← ↑ → ↓", "move to the neighbouring head"),
@@ -45,6 +44,7 @@ def shell(trace: Path, pages: list[Page]) -> Any:
         [
             dcc.Location(id="url", refresh=False),
             dcc.Store(id="selection"),
+            *parts(PAIR),
             html.A("Skip to the page", href="#page", className="skip"),
             _top(trace, pages),
             _context(),
@@ -124,14 +124,17 @@ def picker(field: str, label: str, description: str, *, wide: bool = False) -> A
     )
 
 
-def options(settled: Settled) -> dict[str, list[dict[str, str]]]:
-    """The lists of the pickers: runs by name and policy, prompts by name and length."""
-    runs = [{"value": run["run_id"], "label": run_label(run)} for run in settled.runs]
-    prompts = [
+Options = list[dict[str, str]]
+
+
+def options(runs: list[dict[str, Any]], prompts: list[dict[str, Any]]) -> tuple[Options, Options, Options]:
+    """The lists of the pickers A, B and prompt: runs by name and policy, prompts by name and length."""
+    named = [{"value": run["run_id"], "label": run_label(run)} for run in runs]
+    sized = [
         {"value": row["prompt_id"], "label": f"{row['name'] or row['prompt_id']} · {row['n_tokens']} tokens"}
-        for row in settled.prompts
+        for row in prompts
     ]
-    return {"a": runs, "b": runs, "prompt": prompts}
+    return named, named, sized
 
 
 def run_label(run: dict[str, Any]) -> str:

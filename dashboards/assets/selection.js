@@ -149,6 +149,7 @@
   window.dash_clientside.sparselens = Object.assign(window.dash_clientside.sparselens || {}, {
     // The settled selection came back from the server: write it into the URL without a new history entry.
     settle: function (selection) {
+      document.getElementById("page")?.classList.toggle("nothing", !selection || !selection.prompts.length);
       if (!selection) return skip();
       lens.prompts = selection.prompts;
       lens.shape = selection.shape;
@@ -156,6 +157,10 @@
       if (selection.path === location.pathname && selection.search !== location.search && selection.asked === location.search)
         history.replaceState({}, "", selection.path + selection.search);
       lens.mark();
+      return skip();
+    },
+    shown: function () {
+      setTimeout(lens.mark, 0);
       return skip();
     },
     // Each panel names the fields it depends on; it is redrawn only when one of those changed.
@@ -168,6 +173,11 @@
         return same ? skip() : { part, seen: selection.seen };
       });
     },
+    // The pickers show what is settled.
+    follow: (selection, ids, values) => ids.map(function (id, i) {
+      const value = selection ? (selection.values[id.choose] ?? null) : null;
+      return value === (values[i] ?? null) ? skip() : value;
+    }),
     choose: function (values, ids, selection) {
       const changes = {};
       ids.forEach(function (id, i) {

@@ -5,6 +5,7 @@
   const lens = (window.sparselens = window.sparselens || {});
   window.dash_clientside = window.dash_clientside || {};
   const LEVELS = 32;
+  const CHIPS = 12;
   const WORTH = 0.01; // mass in A or B from which a dropped key is struck through
   const shown = { data: null, tokens: [], reads: null, asked: "", cache: new Map() };
 
@@ -26,6 +27,9 @@
     shown.tokens = [];
     shown.reads = null;
     shown.asked = "";
+    shown.fresh = true;
+    shown.shade = null;
+    shown.shownAt = null;
     const marked = new Map();
     for (const span of data.spans || []) for (let p = span.start; p < span.stop; p++) marked.set(p, span.name);
     const paper = document.createDocumentFragment();
@@ -35,7 +39,7 @@
       token.dataset.pos = pos;
       if (text.startsWith(" ")) {
         token.classList.add("lead");
-        token.textContent = visible(text.slice(1));
+        token.textContent = " " + visible(text.slice(1));
       } else token.textContent = visible(text) || "∅";
       if (data.special[pos]) token.classList.add("special");
       if (marked.has(pos)) token.classList.add("marked");
@@ -56,7 +60,9 @@
   lens.shade = function () {
     const data = shown.data;
     if (!data || data.kind !== "loss") return;
-    const shade = lens.get("shade") || "diff";
+    const shade = data.only || lens.get("shade") || "diff";
+    if (shown.shade === shade) return;
+    shown.shade = shade;
     const levels = data.levels[shade];
     shown.tokens.forEach((token, pos) => {
       const level = levels ? levels[pos] : null;
@@ -66,6 +72,13 @@
     if (legend) legend.textContent = data.legends[shade];
   };
 
+  // Bring a token into the middle of the text's own scroll area, without moving the page.
+  function into(token) {
+    const box = document.getElementById("text");
+    const above = token.getBoundingClientRect().top - box.getBoundingClientRect().top;
+    if (above < 0 || above > box.clientHeight - 24) box.scrollTop += above - box.clientHeight / 2;
+  }
+
   lens.markTokens = function () {
     if (!shown.data) return;
     document.querySelector(".token.chosen")?.classList.remove("chosen");
@@ -73,6 +86,8 @@
     if (q !== null) {
       const token = shown.tokens[Number(q) + (shown.data.kind === "loss" ? 1 : 0)];
       if (token) token.classList.add("chosen");
+      if (token && shown.shownAt !== q) into(token);
+      shown.shownAt = q;
     }
     if (shown.data.kind === "loss") lens.shade();
     else lens.read(q !== null ? Number(q) : shown.data.start);
@@ -129,9 +144,30 @@
       if (dropped && Math.max(a ?? 0, b ?? 0) >= WORTH) token.classList.add("cut");
     });
     shown.tokens[reads.q]?.classList.add("query");
+    if (shown.fresh && shown.tokens[reads.q]) into(shown.tokens[reads.q]);
+    shown.fresh = false;
+    list(reads);
     const line = document.getElementById("reads");
     if (line) line.textContent = reads.problem || reads.sentence + " Shading: 0 to " + lens.number(high) + ", " + (lens.get("scale") || "sqrt") + " scale" + (hide ? ", key 0 hidden." : ".") + " Struck through: dropped keys of at least " + WORTH + ".";
   };
+
+  // The strongest of them as chips: they are often far from the query in the text.
+  function list(reads) {
+    const box = document.getElementById("top-keys");
+    if (!box) return;
+    const order = reads.keys.map((k, i) => i).sort((i, j) => Math.max(reads.a[j] ?? 0, reads.b[j] ?? 0) - Math.max(reads.a[i] ?? 0, reads.b[i] ?? 0));
+    const short = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
+    box.replaceChildren(...order.slice(0, CHIPS).map(function (i) {
+      const chip = lens.make("li", "chip");
+      const dropped = reads.kept_a[i] === false || reads.kept_b[i] === false;
+      if (dropped) chip.classList.add("cut");
+      chip.dataset.scroll = reads.keys[i];
+      chip.title = "A " + short(reads.a[i]) + ", B " + short(reads.b[i]) + (dropped ? ", dropped in " + (reads.kept_b[i] === false ? "B" : "A") : "") + "; click to scroll there";
+      chip.style.setProperty("--step", "var(--seq-" + Math.round(LEVELS * Math.sqrt(Math.min(1, Math.max(reads.a[i] ?? 0, reads.b[i] ?? 0)))) + ")");
+      chip.append(lens.make("span", "pos", String(reads.keys[i])), lens.make(dropped ? "del" : "span", "word", visible(shown.data.texts[reads.keys[i]] ?? "").replaceAll("\n", "").replaceAll(" ", "·") || "∅"), lens.make("span", "mass", short(reads.a[i]) + " → " + short(reads.b[i])));
+      return chip;
+    }));
+  }
 
   // ---- pointer -------------------------------------------------------------------------------------
   function tip(event, token) {

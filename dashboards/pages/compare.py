@@ -7,6 +7,7 @@ from typing import Any
 import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
+from sparselens.dashboards.choice import over
 from sparselens.dashboards.grid import HEADS, grid_figure, legend
 from sparselens.dashboards.key import KEY_ROWS, KEYS, MOST_KEYS, MOST_ROWS, QUERIES, keys_figure
 from sparselens.dashboards.loss import HEADLINE, RUN, TEXT, TEXT_RANGE, headline, text_figure
@@ -16,6 +17,7 @@ from sparselens.dashboards.query import Source, SourceError, records
 from sparselens.dashboards.shell import picker
 from sparselens.dashboards.span import SPANS, span_links
 
+LIST_FIELDS = part("a", "b", "scope")
 ALL_FIELDS = part("a", "b", "prompt", "over", "scope", "rows", "metric")
 TEXT_FIELDS = part("a", "b", "prompt")
 KEY_FIELDS = part("a", "b", "prompt", "rows", "layer", "head", "q")
@@ -59,7 +61,7 @@ def layout() -> Any:
     """The page before anything is drawn in it."""
     return html.Div(
         [
-            *parts(ALL_FIELDS, TEXT_FIELDS, KEY_FIELDS, HEADLINE_FIELDS),
+            *parts(LIST_FIELDS, ALL_FIELDS, TEXT_FIELDS, KEY_FIELDS, HEADLINE_FIELDS),
             dcc.Store(id="loss-data"),
             dcc.Store(id="grid-data"),
             html.Section(html.Div(id="headline"), className="headline", **{"aria-label": "In one sentence"}),
@@ -181,27 +183,17 @@ def _register_text(app: Dash, source: Source) -> None:
 
 
 def _register_heads(app: Dash, source: Source) -> None:
-    def fill_lists(settled: dict[str, Any] | None, _: Any) -> tuple[Any, ...]:
-        if not settled:
-            return [], None, [], None, [], None
-        values = settled["values"]
-        return (
-            DIFF_METRICS,
-            values["metric"],
-            settled["rows"],
-            values["rows"],
-            settled["scopes"],
-            values["scope"],
-        )
+    def fill_lists(data: dict[str, Any] | None) -> tuple[Any, ...]:
+        selection = chosen(data)
+        try:
+            kinds = over(source, selection.a, selection.b) if selection else {}
+        except SourceError:
+            kinds = {}
+        return list(DIFF_METRICS), kinds.get(selection.scope, []) if selection else [], list(kinds)
 
     app.callback(
-        *[
-            Output({"choose": field}, prop)
-            for field in ("metric", "rows", "scope")
-            for prop in ("data", "value")
-        ],
-        Input("selection", "data"),
-        Input("page", "children"),
+        *[Output({"choose": field}, "data") for field in ("metric", "rows", "scope")],
+        Input(LIST_FIELDS, "data"),
     )(fill_lists)
 
     def draw_heads(data: dict[str, Any] | None, settled: dict[str, Any] | None) -> Any:

@@ -161,6 +161,7 @@ def _text_panel() -> Any:
         "Text",
         html.Div(id="reading-spans", className="spans"),
         html.P(id="reads", className="readout", **{"aria-live": "polite"}),
+        html.Ul(id="top-keys", className="chips", **{"aria-label": "The strongest of them, A → B"}),
         html.Div(
             id="text",
             className="text tall",

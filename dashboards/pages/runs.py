@@ -8,7 +8,7 @@ import dash_ag_grid as dag
 from dash import Dash, Input, Output, html
 
 from sparselens.dashboards.metric import meaning
-from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem, table_height
+from sparselens.dashboards.page import PAIR, Page, chosen, message, panel, problem, table_height
 from sparselens.dashboards.query import Source, SourceError, capture_command, records
 from sparselens.dashboards.verdict import verified
 
@@ -25,7 +25,6 @@ LEFT JOIN (SELECT run_id, avg(nll) AS nll FROM
   USING (run_id)
 ORDER BY r.created_at DESC, r.run_id
 """
-RUN_FIELDS = part("a", "b")
 NUMERIC = {"type": "rightAligned", "cellRenderer": "Number"}
 COLUMNS: list[dict[str, Any]] = [
     {"headerName": "Use as", "cellRenderer": "UseRun", "width": 96, "pinned": "left", "sortable": False,
@@ -63,7 +62,6 @@ def layout() -> Any:
     """The page before anything is drawn in it."""
     return html.Div(
         [
-            *parts(RUN_FIELDS),
             panel(
                 "Runs",
                 html.Div(id="runs-empty"),
@@ -97,10 +95,11 @@ def register(app: Dash, source: Source) -> None:
         except SourceError as found:
             return [], {"display": "none"}, problem(found)
         if frame.empty:
-            empty = message(
-                "This trace has no run yet. This command captures one:", capture_command(source.path)
+            return (
+                [],
+                {"display": "none"},
+                message("This trace has no run yet.", capture_command(source.path)),
             )
-            return [], {"display": "none"}, empty
         rows = table_figure(frame, selection.a if selection else "", selection.b if selection else "")
         return rows, table_height(len(rows), 30), None
 
@@ -108,7 +107,7 @@ def register(app: Dash, source: Source) -> None:
         Output("runs", "rowData"),
         Output("runs", "style"),
         Output("runs-empty", "children"),
-        Input(RUN_FIELDS, "data"),
+        Input(PAIR, "data"),
     )(draw_runs)
 
 

@@ -295,7 +295,7 @@ def write_trace(
                 "kernel": "reference",
                 "phase": "both",
                 "parents": [] if name == "dense" else [ids["dense"]],
-                "extra": {"kv_heads": shape.kv_heads},
+                "extra": {"n_kv_heads": shape.kv_heads},
             },
         )
         for i, sample in enumerate(samples):

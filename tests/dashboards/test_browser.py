@@ -1,4 +1,4 @@
-"""The story in a real browser: home → worst head → its page → hide sinks → swap → SQL → the link elsewhere."""
+"""The story in a real browser: home → worst head → its page → hide sinks → swap → SQL → link elsewhere."""
 
 from __future__ import annotations
 
@@ -120,6 +120,7 @@ def test_a_link_shows_the_same_view_in_a_fresh_browser(visit: Any, served: str) 
     other.wait_for_timeout(400)
     assert [other.inner_text(part) for part in seen] == first
     assert other.url == page.url
+    assert other.get_attribute('[data-option="hide=1"]', "aria-pressed") == "true"
     assert other.locator(".token.query").inner_text() == page.locator(".token.query").inner_text()
 
 

@@ -14,9 +14,19 @@ windows = st.none() | st.builds(lambda a, n: Window(a, a + n), st.integers(0, 99
 
 
 @given(
-    a=texts, b=texts, prompt=texts, rows=texts, sql=st.text(max_size=60),
-    layer=numbers, head=numbers, q=numbers, qs=windows, ks=windows, way=st.sampled_from(CHOICES["way"]), scale=st.sampled_from(CHOICES["scale"]),
-)  # fmt: skip
+    a=texts,
+    b=texts,
+    prompt=texts,
+    rows=texts,
+    layer=numbers,
+    head=numbers,
+    q=numbers,
+    qs=windows,
+    ks=windows,
+    sql=st.text(max_size=60),
+    way=st.sampled_from(CHOICES["way"]),
+    scale=st.sampled_from(CHOICES["scale"]),
+)
 def test_a_link_brings_back_exactly_the_selection(**fields: object) -> None:
     selection = Selection(**fields)  # type: ignore[arg-type]
     again, complaints = Selection.parse(selection.search())
