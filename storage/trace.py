@@ -83,13 +83,11 @@ class Trace:
         trace = cls(Path(path))
         if (trace.path / "trace.json").exists():
             return cls.open(path)
-        if trace.path.is_dir() and any(
-            not entry.name.startswith(TEMPORARY) for entry in trace.path.iterdir()
-        ):
-            known = {"runs", "schema", "trace.duckdb"}
-            strange = sorted(entry.name for entry in trace.path.iterdir() if entry.name not in known)
-            if strange and not strange[0].startswith(TEMPORARY):
-                raise TraceError(f"{trace.path} is not a trace and not empty: it has {strange[0]}")
+        if trace.path.exists() and not trace.path.is_dir():
+            raise TraceError(f"cannot create a trace in {trace.path}: it is a file")
+        strange = sorted(_names(trace.path) - {"runs", "schema", "trace.duckdb", "trace.json"})
+        if strange:
+            raise TraceError(f"{trace.path} is not a trace and not empty: it has {strange[0]}")
         with explained("create a trace in", trace.path):
             trace.runs_folder.mkdir(parents=True, exist_ok=True)
             trace._write_empty_shards()

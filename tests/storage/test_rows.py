@@ -98,7 +98,16 @@ def test_every_type_in_the_schema_is_tried() -> None:
     ],
 )
 def test_unfit_rows_are_refused_by_name(columns: dict[str, Any], message: str) -> None:
-    fit = {"run_id": "r", "prompt_id": "p", "layer": 0, "head": 0, "q_pos": 0, "k_pos": 0, "p": 0.5, "kept": True}
+    fit = {
+        "run_id": "r",
+        "prompt_id": "p",
+        "layer": 0,
+        "head": 0,
+        "q_pos": 0,
+        "k_pos": 0,
+        "p": 0.5,
+        "kept": True,
+    }
     with pytest.raises(ValueError, match=message):
         arrow_rows(TABLES["edges"], fit | columns)
 
