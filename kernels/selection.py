@@ -47,18 +47,22 @@ class Mixture(Selection):
     parts: Sequence[tuple[tuple[int, ...], Selection]]
     kind = "mixture"
 
+    @property
+    def _heads(self) -> int:
+        return sum(len(heads) for heads, _ in self.parts)
+
     def rows(self, call: AttentionCall, start: int, stop: int) -> Tensor:
         """Return what is kept, as `Selection.rows`."""
         kept = [(heads, part.rows(call, start, stop)) for heads, part in self.parts]
         batch = max(mask.shape[0] for _, mask in kept)
-        rows = torch.empty(batch, call.heads, stop - start, call.k_len, dtype=torch.bool)
+        rows = torch.empty(batch, self._heads, stop - start, call.k_len, dtype=torch.bool)
         for heads, mask in kept:
             rows[:, list(heads)] = mask
         return rows
 
     def counts(self, call: AttentionCall) -> Tensor:
         """Return how many keys each query keeps, as `Selection.counts`."""
-        counts = torch.empty(call.batch, call.heads, call.q_len, dtype=torch.int64)
+        counts = torch.empty(call.batch, self._heads, call.q_len, dtype=torch.int64)
         for heads, part in self.parts:
             counts[:, list(heads)] = part.counts(call)
         return counts
@@ -87,7 +91,7 @@ class Mixture(Selection):
     def tiles(self, call: AttentionCall, block: int) -> TileMap:
         """Return the touched and the full tiles, as `Selection.tiles`."""
         maps = [(heads, part.tiles(call, block)) for heads, part in self.parts]
-        shape = (max(tile.some.shape[0] for _, tile in maps), call.heads, *maps[0][1].some.shape[2:])
+        shape = (max(tile.some.shape[0] for _, tile in maps), self._heads, *maps[0][1].some.shape[2:])
         both = TileMap(torch.empty(shape, dtype=torch.bool), torch.empty(shape, dtype=torch.bool))
         for heads, tile in maps:
             both.some[:, list(heads)] = tile.some
