@@ -6,6 +6,7 @@ from typing import Any
 
 from dash import html
 
+from sparselens.dashboards.choice import SCOPES
 from sparselens.dashboards.colour import level
 from sparselens.dashboards.metric import DIFF_METRICS, metric
 from sparselens.dashboards.query import records
@@ -49,14 +50,15 @@ def grid_figure(frame: Any, name: str, shape: tuple[int, int], group: int = 0) -
     }
 
 
-def legend(figure: dict[str, Any]) -> Any:
-    """The colour bar of a grid with its ends, and the metric's definition."""
+def legend(figure: dict[str, Any], scope: str = "") -> Any:
+    """The colour bar of a grid with its ends, the metric's definition and what the scope compares."""
     return html.Div(
         [
             html.Span(number(figure["low"])),
             html.Span(className=f"bar {figure['scale']}"),
             html.Span(number(figure["high"])),
             html.Span(f"{figure['metric']}: {figure['meaning']}", className="note"),
+            html.Span(f"{scope}: {SCOPES[scope]}", className="note") if scope in SCOPES else None,
         ],
         className="colour-bar",
     )

@@ -9,7 +9,7 @@ import numpy as np
 from dash import html
 from numpy.typing import NDArray
 
-from sparselens.dashboards.pattern import Cells, cells
+from sparselens.dashboards.pattern import EXACT_CELLS, Cells, cells
 from sparselens.dashboards.picture import Scale
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
@@ -98,6 +98,8 @@ def how(each: Cells) -> str:
     if each.exact:
         return "Exact cells: softmax of the kept q and k (float16) under the recorded selection."
     words = f"Pooled, {each.pool} × {each.pool} tokens a cell: mean over queries of the summed mass on keys."
+    if each.kept_vectors and not each.note:
+        words += f" Zoom to {EXACT_CELLS} × {EXACT_CELLS} or less for exact cells."
     return f"{words} {each.note}" if each.note else words
 
 

@@ -23,6 +23,8 @@ WITH picked AS (
   WHERE n.run_id IN ($a, $b) GROUP BY ALL
 )
 SELECT count(DISTINCT prompt_id) AS n_prompts,
+       (SELECT avg(kl) FROM (SELECT avg(kl) AS kl FROM token_diffs JOIN picked USING (prompt_id)
+        WHERE run_a = $a AND run_b = $b AND affected GROUP BY prompt_id)) AS affected_kl,
        avg(nll) FILTER (WHERE run_id = $a) AS nll_a, avg(nll) FILTER (WHERE run_id = $b) AS nll_b,
        avg(answer_nll) FILTER (WHERE run_id = $a) AS answer_a,
        avg(answer_nll) FILTER (WHERE run_id = $b) AS answer_b
@@ -54,6 +56,8 @@ def headline(loss: dict[str, Any], run: dict[str, Any], worst: dict[str, Any], s
     n = loss.get("n_prompts") or 0
     over = "this prompt" if selection.over == "prompt" else f"{n} prompts, weighted equally"
     below: list[Any] = [f"Nats a token, over {over}."]
+    if loss.get("affected_kl") is not None:
+        below.append(f" KL from BASE on affected rows {number(loss['affected_kl'])}.")
     if worst:
         below += [
             f" Changed most in what it writes ({selection.rows}, {selection.scope}): ",

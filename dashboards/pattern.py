@@ -8,7 +8,7 @@ trace does not tell would disagree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,6 +44,7 @@ SELECT q_pos, lse FROM row_stats
 WHERE run_id = $run AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
   AND q_pos >= $start AND q_pos < $stop
 """
+KEPT = "SELECT hook FROM activations WHERE run_id = $run AND prompt_id = $prompt AND hook = $hook LIMIT 1"
 HEADS = "SELECT max(head) + 1 AS n FROM head_stats WHERE run_id = $run AND prompt_id = $prompt"
 
 
@@ -61,6 +62,7 @@ class Cells:
     pool: int
     exact: bool
     note: str = ""
+    kept_vectors: bool = False
 
     def without_first_key(self) -> Cells:
         """The same cells with the column that holds key 0 left blank (for display only)."""
@@ -68,7 +70,7 @@ class Cells:
             return self
         values = self.values.copy()
         values[:, 0] = np.nan
-        return Cells(values, self.queries, self.keys, self.pool, self.exact, self.note)
+        return replace(self, values=values)
 
 
 def cells(source: Source, run: str, selection: Selection, length: int, *, exact: bool = True) -> Cells | None:
@@ -117,7 +119,12 @@ def _pooled(
         pool,
         False,
         note,
+        bool(source.first(KEPT, run=run, prompt=selection.prompt, hook=_hook(selection.layer, "q"))),
     )
+
+
+def _hook(layer: int | None, which: str) -> str:
+    return f"blocks.{layer}.attn.hook_rot_{which}"
 
 
 def exact_rows(source: Source, run: str, selection: Selection, queries: Window) -> Floats:
@@ -150,14 +157,14 @@ def exact_rows(source: Source, run: str, selection: Selection, queries: Window) 
 def _vectors(source: Source, head: dict[str, Any], queries: Window) -> tuple[Floats, Floats]:
     at = {
         **head,
-        "hook": f"blocks.{head['layer']}.attn.hook_rot_q",
+        "hook": _hook(head["layer"], "q"),
         "start": queries.start,
         "stop": queries.stop,
     }
     query = source.frame(VECTORS, **at)
     if len(query) != len(queries):
         raise SourceError("Exact cells need q and k: capture with --keep qk.")
-    at["hook"] = f"blocks.{head['layer']}.attn.hook_rot_k"
+    at["hook"] = _hook(head["layer"], "k")
     key_heads = source.first(
         KEY_HEADS, run=head["run"], prompt=head["prompt"], layer=head["layer"], hook=at["hook"]
     )["n"]

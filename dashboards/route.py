@@ -29,6 +29,7 @@ POLICY = (
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 )
+KEEP = {"Cache-Control": "private, max-age=600"}  # their addresses change with the trace
 WORTH = ("application/json", "text/", "application/javascript", "image/svg")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -53,7 +54,7 @@ def register(server: Flask, source: Source) -> None:
         def draw(selection: Selection) -> Response:
             drawn = side_cells(source, selection, selection.side)
             theme = "dark" if request.args.get("theme") == "dark" else "light"
-            return Response(png(drawn.values, drawn.scale, theme), mimetype="image/png")
+            return Response(png(drawn.values, drawn.scale, theme), mimetype="image/png", headers=KEEP)
 
         return _answer(draw, "theme", "seen")
 
@@ -62,7 +63,9 @@ def register(server: Flask, source: Source) -> None:
     def view_cells() -> Response:
         def pack(selection: Selection) -> Response:
             drawn = side_cells(source, selection, selection.side)
-            return Response(drawn.values.astype("<f4").tobytes(), mimetype="application/octet-stream")
+            return Response(
+                drawn.values.astype("<f4").tobytes(), mimetype="application/octet-stream", headers=KEEP
+            )
 
         return _answer(pack, "seen")
 

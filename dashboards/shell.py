@@ -20,7 +20,8 @@ KEYS = (
 )
 INDEX = """<!DOCTYPE html>
 <html lang="en" data-mantine-color-scheme="light">
-<head>{%metas%}<title>{%title%}</title>{%favicon%}{%css%}<style>PALETTE</style></head>
+<head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/favicon.svg">
+{%css%}<style>PALETTE</style></head>
 <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
 </html>"""
 THEME = {
@@ -113,6 +114,7 @@ def picker(field: str, label: str, description: str, *, wide: bool = False) -> A
                 allowDeselect=False,
                 size="xs",
                 maxDropdownHeight=420,
+                limit=300,
                 className="wide" if wide else "narrow",
                 nothingFoundMessage="nothing by that name",
                 comboboxProps={"shadow": "md"},

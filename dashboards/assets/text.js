@@ -157,7 +157,8 @@
     if (!box) return;
     const order = reads.keys.map((k, i) => i).sort((i, j) => Math.max(reads.a[j] ?? 0, reads.b[j] ?? 0) - Math.max(reads.a[i] ?? 0, reads.b[i] ?? 0));
     const short = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
-    box.replaceChildren(...order.slice(0, CHIPS).map(function (i) {
+    const worth = order.filter((i) => Math.max(reads.a[i] ?? 0, reads.b[i] ?? 0) >= 0.0005);
+    box.replaceChildren(...worth.slice(0, CHIPS).map(function (i) {
       const chip = lens.make("li", "chip");
       const dropped = reads.kept_a[i] === false || reads.kept_b[i] === false;
       if (dropped) chip.classList.add("cut");

@@ -221,7 +221,7 @@ def _register_heads(app: Dash, source: Source) -> None:
             return {}, problem(found), [], []
         except ValueError as unknown_metric:
             return {}, message(str(unknown_metric)), [], []
-        return figure, legend(figure), records(frame), columns(selection.metric)
+        return figure, legend(figure, selection.scope), records(frame), columns(selection.metric)
 
     app.callback(
         Output("grid-data", "data"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,17 @@ def test_a_run_that_appears_is_seen_without_a_new_source(tmp_path: Path) -> None
     assert len(source.records("SELECT run_id FROM runs")) == 1
     RunWriter.start(path, "second", {"policy": "dense()"}).finish({})
     assert len(source.records("SELECT run_id FROM runs")) == 2
+
+
+def test_a_broken_shard_is_one_line(trace: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(trace, tmp_path / "broken")
+    for shard in copy.glob("runs/run-2-*/*/edges.parquet"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    source = Source(copy)
+    with pytest.raises(SourceError) as caught:
+        source.frame("SELECT count(*) FROM edges")
+    assert "\n" not in str(caught.value)
+    assert source.first("SELECT count(*) AS n FROM runs") == {"n": 3}
 
 
 def test_the_door_is_the_only_way(source: Source) -> None:
