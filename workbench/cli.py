@@ -11,12 +11,11 @@ import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 import typer
 
-from sparselens import __version__
 from sparselens.workbench import commands as folder
 
 EXPECTED = (ValueError, OSError, NotImplementedError, ModuleNotFoundError)
@@ -46,7 +45,7 @@ def application() -> typer.Typer:
 
     def version(shown: bool) -> None:
         if shown:
-            print(f"sparselens {__version__}")
+            print(f"sparselens {metadata.version('sparselens')}")
             raise typer.Exit
 
     @app.callback()

@@ -40,6 +40,15 @@ def cell(value: Any) -> str:
     return " ".join(str(value).split())
 
 
+def written(parameters: Mapping[str, Any]) -> str:
+    """Parameters as they stand in a call: `sink=4,window=128`, lists in brackets."""
+    return ",".join(f"{name}={_plain(value)}" for name, value in parameters.items())
+
+
+def _plain(value: Any) -> str:
+    return f"[{','.join(map(_plain, value))}]" if isinstance(value, list | tuple) else str(value)
+
+
 def _draw(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415

@@ -191,9 +191,9 @@ def _compare(before: Connection, old: str, after: Connection, new: str) -> Itera
         first, second = (
             _rows(opened, table, run, keys, columns) for opened, run in ((before, old), (after, new))
         )
-        joined = first.merge(second, on=list(keys), how="outer", suffixes=("_a", "_b"), indicator="side")
-        if not len(joined):
+        if first.empty and second.empty:
             continue
+        joined = first.merge(second, on=list(keys), how="outer", suffixes=("_a", "_b"), indicator="side")
         missing = int((joined["side"] != "both").sum())
         for column in columns:
             change = (joined[f"{column}_a"] - joined[f"{column}_b"]).abs()

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from small_model import save_small_model
 from small_tokenizer import small_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from sparselens.workbench import models
 from sparselens.workbench.models import MODELS, describe, load_checkpoint, resolve
@@ -23,15 +24,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random Llama as a Hugging Face folder."""
-    path = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=3000, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
-    small_tokenizer().save_pretrained(path)
-    return path
+    return save_small_model(tmp_path_factory.mktemp("model"))
 
 
 def test_a_local_folder_is_loaded_in_eval_mode_with_its_hashes(folder: Path) -> None:

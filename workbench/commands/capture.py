@@ -74,12 +74,9 @@ def capture(
     read = _read(session, prompts, bos)
     if dry_run:
         n_runs = len(chosen) + (reference is not None)
-        rows = [
-            {"name": what, "megabytes": size}
-            for what, size in job.estimate(session, read, n_runs, keep or ())
-        ]
-        total = sum(float(row["megabytes"]) for row in rows)
-        show([*rows, {"name": "total", "megabytes": total}], as_json=as_json)
+        sizes = dict(job.estimate(session, read, n_runs, keep or ()))
+        sizes["total"] = sum(sizes.values())
+        show([{"name": name, "megabytes": size} for name, size in sizes.items()], as_json=as_json)
         return
     runs = job.capture(
         session,

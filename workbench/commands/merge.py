@@ -15,8 +15,8 @@ def merge(
     """Copy the runs of other traces into one; runs that are there already are left alone."""
     from sparselens.storage.merge import merge as copy
 
-    copied = copy(sources, trace)
-    print(f"{len(copied)} runs copied into {trace}")
+    for source in sources:
+        print(f"{source}: {len(copy(source, trace))} runs copied into {trace}")
 
 
 COMMAND = merge

@@ -13,13 +13,16 @@ def policies(
 ) -> None:
     """List the policies: which keys each lets a query read. `path/file.py:NAME` works too."""
     from sparselens.kernels.policy import policies as found
-    from sparselens.workbench.listing import show
+    from sparselens.workbench.listing import show, written
 
     rows: list[dict[str, Any]] = []
     for name, kind in found().items():
         defaults = {entry.name: _default(entry) for entry in fields(kind)}
-        row = {"name": name, "parameters": defaults, "card": kind.card, "source": kind.source}
-        rows.append({**row, "off_label": kind.off_label} if as_json else row)
+        if as_json:
+            about = {"card": kind.card, "source": kind.source, "off_label": kind.off_label}
+            rows.append({"name": name, "parameters": defaults, **about})
+        else:
+            rows.append({"name": name, "parameters": written(defaults), "source": kind.source})
     show(rows, as_json=as_json)
 
 

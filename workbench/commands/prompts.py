@@ -9,14 +9,14 @@ import typer
 
 def prompts(as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False) -> None:
     """List the built-in prompt sets; a JSONL or Parquet file works too, and `-` for stdin."""
-    from sparselens.workbench.listing import show
+    from sparselens.workbench.listing import show, written
     from sparselens.workbench.prompt_set import prompt_sets
 
     show(
         [
             {
                 "name": found.name,
-                "parameters": found.parameters(),
+                "parameters": found.parameters() if as_json else written(found.parameters()),
                 "description": found.description,
             }
             for found in prompt_sets().values()
