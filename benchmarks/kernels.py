@@ -3,8 +3,8 @@
     python benchmarks/kernels.py [--tokens 4096] [--rounds 15]
 
 One process, one thread, CPU seconds, real random inputs, 9 query and 3 key-value heads of 64, tiles of 128.
-All rows are timed in turn, round after round, so that a slow minute of the machine hits each of them alike. The
-limit of a row is allowed tiles ÷ kept tiles; its ratio is the speed-up over causal SDPA ÷ that limit. Choosing
+All rows are timed in turn, round after round, so that a slow minute of the machine hits each of them alike.
+The limit of a row is allowed tiles ÷ kept tiles; its ratio is the speed-up over causal SDPA ÷ limit. Choosing
 the keys (`select`) and laying out the tiles (`plan`) are reported apart. Refuses to report, with exit code 1,
 when causal SDPA itself spreads more than 10 % (interquartile range ÷ median). Writes
 `benchmarks/results/kernels.json`.

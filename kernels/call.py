@@ -238,6 +238,11 @@ class AttentionCall:
             one = tensor[row : row + 1] if tensor.shape[0] > 1 else tensor
             return one if every else one.index_select(dim, index)
 
+        def lazily(
+            raw: Callable[[], Tensor] | None, index: Tensor, every: bool
+        ) -> Callable[[], Tensor] | None:
+            return None if raw is None else lambda: cut(raw(), index, every, 2)
+
         return replace(
             self,
             query=cut(self.query, queries, every_query, 2),
@@ -246,6 +251,6 @@ class AttentionCall:
             query_positions=cut(self.query_positions, queries, every_query, 1),
             key_positions=cut(self.key_positions, keys, every_key, 1),
             allowed=self.allowed.sequence(row, queries, keys),
-            query_raw=None,
-            key_raw=None,
+            query_raw=lazily(self.query_raw, queries, every_query),
+            key_raw=lazily(self.key_raw, keys, every_key),
         )

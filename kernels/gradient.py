@@ -1,7 +1,7 @@
-"""Gradients through any kernel: its own forward pass, and a row-blocked backward pass over the same kept keys.
+"""Gradients through any kernel: its own forward pass, and a row-blocked backward pass over the kept keys.
 
-The selection is a constant in gradients. Nothing of size `q_len * k_len` is held: weights are recomputed from the
-scores and the forward's log-sum-exp, a block of queries at a time (as FlashAttention's backward does,
+The selection is a constant in gradients. Nothing of size `q_len * k_len` is held: weights are recomputed from
+the scores and the forward's log-sum-exp, a block of queries at a time (as FlashAttention's backward does,
 arXiv:2205.14135).
 """
 
@@ -27,7 +27,8 @@ def needs_gradient(call: AttentionCall) -> bool:
 def attend_with_gradient(kernel: Kernel, call: AttentionCall, selection: Selection, want: Want) -> Attended:
     """Attend with `kernel`; the output carries gradients to query, key and value. Statistics carry none."""
     box: list[Attended] = []
-    output = _Attention.apply(call.query, call.key, call.value, kernel, call, selection, want, box)
+    apply: Any = _Attention.apply
+    output = apply(call.query, call.key, call.value, kernel, call, selection, want, box)
     return Attended(output, box[0].lse, box[0].statistics)
 
 
@@ -47,7 +48,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
-        return (*_backward(ctx.call, ctx.selection, (query, key, value), output, lse, gradients[0]), *(None,) * 5)
+        inputs = (query, key, value)
+        return (*_backward(ctx.call, ctx.selection, inputs, output, lse, gradients[0]), *(None,) * 5)
 
 
 def _backward(

@@ -19,6 +19,8 @@ from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.selection import Selection
 from sparselens.kernels.statistics import NOTHING, Want
 
+__all__ = ["NOTHING", "Attended", "Kernel", "Want", "assigns", "kernel", "kernels"]
+
 
 @dataclass(eq=False)
 class Attended:

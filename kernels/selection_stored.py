@@ -64,6 +64,18 @@ class Tiles(Selection):
             same.setdefault(self.map[:, head].numpy().tobytes(), []).append(head)
         return [(tuple(owned), self.of_heads(torch.tensor(owned[:1]))) for owned in same.values()]
 
+    def counts(self, call: AttentionCall) -> Tensor:
+        """Return how many allowed keys each query keeps, from the map where the mask is plain."""
+        if not call.allowed.is_plain_causal or int(call.key_positions[0, 0]) != 0:
+            return super().counts(call)
+        query = call.query_positions[0]
+        starts = torch.arange(self.map.shape[-1]) * self.block_k
+        seen = (query[:, None] + 1 - starts).clamp(0, self.block_k)
+        row = query // self.block_q - self.first
+        inside = (row >= 0) & (row < self.map.shape[-2])
+        kept = self.map[..., row.clamp(0, self.map.shape[-2] - 1), :] & inside[:, None]
+        return (kept * seen).sum(-1).expand(call.batch, -1, -1)
+
     def tile_sharing(self, first_query: int, first_key: int, block: int) -> object:
         """Return a constant where a tile lies inside one cell of the map: only the distance matters."""
         spans = (self.block_q % block, self.block_k % block, first_query % block, first_key % block)

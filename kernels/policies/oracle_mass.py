@@ -90,6 +90,10 @@ def _tail(call: AttentionCall, row: int, low: float, high: float, by_mass: bool)
     bins = torch.zeros(BINS + 1, dtype=torch.float64)
     for start, stop in call.row_blocks():
         weights = log_weights(call, start, stop)[row].flatten()
+        if not by_mass:
+            bins[:BINS] += torch.histc(weights, BINS, low, high)
+            bins[BINS] += (weights > high).sum()
+            continue
         weights = weights[weights >= low]
         place = ((weights - low) * (BINS / (high - low))).long().clamp(max=BINS)
         amount = weights.double().exp() if by_mass else torch.ones_like(weights, dtype=torch.float64)
