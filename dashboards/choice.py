@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sparselens.dashboards.metric import DIFF_METRICS
 from sparselens.dashboards.query import Source, capture_command
 from sparselens.dashboards.selection import Selection
 
@@ -70,7 +71,7 @@ def settle(source: Source, selection: Selection, notices: list[str]) -> Settled:
     prompts = [row["prompt_id"] for row in source.records(PROMPTS, a=a, b=b or None)]
     prompt = _known("prompt", selection.prompt, prompts, notices)
     kinds = over(source, a, b)
-    scope = _known("scope", selection.scope, list(kinds), notices)
+    scope = _known("scope", selection.scope, list(kinds), notices) or selection.scope
     rows = kinds.get(scope, [])
     chosen = replace(
         selection,
@@ -78,8 +79,8 @@ def settle(source: Source, selection: Selection, notices: list[str]) -> Settled:
         b=b,
         prompt=prompt,
         scope=scope,
-        rows=_known("rows", selection.rows, rows, notices),
-        metric=selection.metric or "write_error",
+        rows=_known("rows", selection.rows, rows, notices) or selection.rows,
+        metric=_known("metric", selection.metric, list(DIFF_METRICS), notices),
     )
     size = source.first(SHAPE, a=a)
     shape = (size["layers"], size["heads"])

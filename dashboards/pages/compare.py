@@ -17,6 +17,7 @@ from sparselens.dashboards.query import Source, SourceError, records
 from sparselens.dashboards.shell import picker
 from sparselens.dashboards.span import SPANS, span_links
 
+HIDDEN = {"display": "none"}
 LIST_FIELDS = part("a", "b", "scope")
 ALL_FIELDS = part("a", "b", "prompt", "over", "scope", "rows", "metric")
 TEXT_FIELDS = part("a", "b", "prompt")
@@ -199,7 +200,7 @@ def _register_heads(app: Dash, source: Source) -> None:
     def draw_heads(data: dict[str, Any] | None, settled: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or settled is None or not selection.b:
-            return None, None, [], []
+            return None, None, [], [], HIDDEN
         try:
             frame = source.frame(
                 HEADS,
@@ -218,16 +219,15 @@ def _register_heads(app: Dash, source: Source) -> None:
                 )
             figure = grid_figure(frame, selection.metric, tuple(settled["shape"]), settled["group"])
         except SourceError as found:
-            return {}, problem(found), [], []
-        except ValueError as unknown_metric:
-            return {}, message(str(unknown_metric)), [], []
-        return figure, legend(figure, selection.scope), records(frame), columns(selection.metric)
+            return {}, problem(found), [], [], HIDDEN
+        return figure, legend(figure, selection.scope), records(frame), columns(selection.metric), {}
 
     app.callback(
         Output("grid-data", "data"),
         Output("grid-legend", "children"),
         Output("ranked", "rowData"),
         Output("ranked", "columnDefs"),
+        Output("ranked", "style"),
         Input(ALL_FIELDS, "data"),
         State("selection", "data"),
     )(draw_heads)
@@ -236,9 +236,10 @@ def _register_heads(app: Dash, source: Source) -> None:
 def _register_keys(app: Dash, source: Source) -> None:
     def draw_keys(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
-        if selection is None or not selection.b or selection.layer is None:
+        if selection is None or selection.layer is None or not selection.prompt:
             return None, None
-        asked: dict[str, Any] = {name: getattr(selection, name) for name in ("b", "prompt", "layer", "head")}
+        asked: dict[str, Any] = {name: getattr(selection, name) for name in ("prompt", "layer", "head")}
+        asked["b"] = selection.b or selection.a
         try:
             rows = source.records(KEY_ROWS, rows=selection.rows, q=selection.q, most=MOST_ROWS, **asked)
             found = [row["q_pos"] for row in rows]

@@ -165,12 +165,7 @@ def test_sql_opens_heads_and_refuses_attacks_in_one_line(visit: Any, served: str
     shot(page, "sql-light")
     for attack in (
         "COPY runs TO 'stolen.csv'",
-        "ATTACH 'x.duckdb'",
-        "INSTALL httpfs",
         "SELECT * FROM read_csv('/etc/passwd')",
-        "PRAGMA database_list",
-        "SET memory_limit = '1TB'",
-        "SELECT 1; SELECT 2",
         "WITH x AS (COPY runs TO 'f') SELECT * FROM x",
     ):
         page.fill("#query", attack)

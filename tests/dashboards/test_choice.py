@@ -51,6 +51,7 @@ def test_a_full_selection_is_left_as_it_is(source: Source) -> None:
         (Selection(prompt="x"), "no prompt 'x'"),
         (Selection(rows="span:x"), "no rows 'span:x'"),
         (Selection(layer=77, head=0), "no head L77H0"),
+        (Selection(metric="beauty"), "no metric 'beauty'"),
     ],
 )
 def test_what_the_trace_does_not_have_is_replaced_and_said(

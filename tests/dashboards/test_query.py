@@ -42,14 +42,26 @@ def test_a_query_that_names_an_unknown_parameter_is_refused() -> None:
         "SELECT",
         "SELECT * FROM nowhere",
         "COPY runs TO 'x'",
+        "ATTACH 'x.duckdb'",
+        "INSTALL httpfs",
+        "PRAGMA database_list",
+        "SET memory_limit = '1TB'",
         "SELECT 1; SELECT 2",
         "SELECT * FROM read_csv('/etc/passwd')",
+        "WITH x AS (COPY runs TO 'f') SELECT * FROM x",
     ],
 )
 def test_what_fails_fails_in_one_line(source: Source, sql: str) -> None:
     with pytest.raises(SourceError) as caught:
         source.run(sql)
     assert "\n" not in str(caught.value)
+
+
+def test_an_endless_recursion_is_stopped_and_a_huge_result_is_cut(source: Source) -> None:
+    endless = "WITH RECURSIVE x AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM x) SELECT max(n) FROM x"
+    with pytest.raises(SourceError, match="stopped"):
+        source.run(endless, timeout=0.5)
+    assert source.run("SELECT * FROM range(10_000_000)", max_rows=100).truncated
 
 
 def test_a_missing_trace_says_which_command_fills_it(tmp_path: Path) -> None:
