@@ -43,19 +43,19 @@ class Blocked:
             raise ValueError("kernel 'blocked' computes in float32; use 'reference' for float64")
         if isinstance(selection, Everything) and not want.names and _is_flash(call):
             return _flash(call)
+        pools = Pools.of(call, want.cells) if want.names else Pools(1, 1)
+        sequences = list(call.sequences())
+        if len(sequences) == 1 and sequences[0][3] is call:
+            return self._sequence(call, selection, want, pools)
         output = torch.zeros(*call.query.shape[:3], call.value.shape[-1], dtype=call.query.dtype)
         lse = torch.full(call.query.shape[:3], float("-inf"))
-        pools = Pools.of(call, want.cells)
-        statistics = empty_statistics(call, want, pools)
-        for row, queries, keys, one in call.sequences():
-            whole = one is call
-            part = selection if whole else selection.sequence(row, queries, keys)
-            wanted = want if want.gather is None or whole else _cut(want, row, queries, keys)
-            done = self._sequence(one, part, wanted, pools)
-            if whole:
-                return done
-            _paste(row, queries, keys, done, Attended(output, lse, statistics))
-        return Attended(output, lse, statistics)
+        whole = Attended(output, lse, empty_statistics(call, want, pools))
+        for row, queries, keys, one in sequences:
+            part = selection.sequence(row, queries, keys)
+            _paste(
+                row, queries, keys, self._sequence(one, part, _cut(want, row, queries, keys), pools), whole
+            )
+        return whole
 
     def plan(self, call: AttentionCall, selection: Selection) -> Plan:
         """Return the plan of a call of one sequence without padding, for timing and for `attend_plan`."""

@@ -99,10 +99,11 @@ class TileStatistics:
         if "received" in self.want.names:
             found["received"] = sums.sum(1)[None]
         if "pooled" in self.want.names:
-            names = torch.arange(self.pools.size)
-            to_key = (call.key_positions[0, :, None] // self.pools.pool == names).float()
-            count = (call.query_positions[0] // self.pools.pool).bincount(minlength=self.pools.size)
-            found["pooled"] = (torch.matmul(sums, to_key) / count.clamp(min=1)[:, None])[None]
+            pool, size = self.pools.pool, self.pools.size
+            after = pool * size - grid.k_start - grid.k_len
+            cells = torch.nn.functional.pad(sums, (grid.k_start, after)).view(grid.heads, size, size, pool)
+            count = (call.query_positions[0] // pool).bincount(minlength=size)
+            found["pooled"] = (cells.sum(-1) / count.clamp(min=1)[:, None])[None]
         return found
 
     def _positions(self, rows: Iterable[int]) -> Tensor:
