@@ -124,6 +124,19 @@ def test_a_link_shows_the_same_view_in_a_fresh_browser(visit: Any, served: str) 
     assert other.locator(".token.query").inner_text() == page.locator(".token.query").inner_text()
 
 
+def test_hovering_a_token_shows_what_it_reads_and_who_reads_it(visit: Any, served: str) -> None:
+    page = visit(f"{served}head?layer=1&head=2")
+    page.wait_for_selector("#reads:has-text('Query 56')")
+    page.locator("#text .token").nth(30).hover()
+    page.wait_for_selector("#reads:has-text('Query 30')")
+    assert "Rain" in page.locator("#text .token").nth(15).inner_text()
+    assert page.inner_text("#tip").startswith("#30 ")
+    page.click("text=Who reads it")
+    page.locator("#text .token").nth(3).hover()
+    page.wait_for_selector("#reads:has-text('Key 3:')")
+    assert "q" not in chosen(page)
+
+
 def test_dragging_zooms_all_maps_and_escape_leaves(visit: Any, served: str) -> None:
     page = visit(f"{served}head?layer=1&head=2")
     page.wait_for_selector(".map-frame")
@@ -212,8 +225,9 @@ def test_dark_follows_the_system_and_the_toggle_stays(visit: Any, served: str) -
 
 
 def test_a_narrow_screen_has_one_column_and_no_sideways_scroll(visit: Any, served: str) -> None:
+    page = visit(served, width=390, height=800)
     for path in ("", "head", "runs", "sql"):
-        page = visit(served + path, width=390, height=800)
+        page.goto(served + path)
         page.wait_for_selector(".panel")
         page.wait_for_timeout(600)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -248,8 +262,9 @@ def test_a_long_prompt_and_a_large_model_stay_quick(visit: Any, long_served: str
 
 
 def test_an_empty_trace_says_what_to_run(visit: Any, empty_served: str) -> None:
+    page = visit(empty_served)
     for path in ("", "head", "runs", "sql"):
-        page = visit(empty_served + path)
+        page.goto(empty_served + path)
         page.wait_for_selector("#notices .command")
         assert "sparselens capture" in page.inner_text("#notices")
         assert "Traceback" not in page.content()
