@@ -150,9 +150,8 @@ def load_checkpoint(
             raise ValueError(f"{name}: {folder} is not a causal language model: {_line(error)}") from error
     if loading["missing_keys"] or loading["mismatched_keys"]:
         lacking = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-        raise ValueError(
-            f"{name}: the weights lack {lacking[0]} and {len(lacking) - 1} more; the files are broken"
-        )
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise ValueError(f"{name}: its files lack the weights {', '.join(lacking[:3])}{more}")
     if not getattr(model, "is_quantized", False):
         model = model.to(place)
     model = model.eval()

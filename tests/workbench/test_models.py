@@ -47,7 +47,7 @@ def test_weights_that_lack_a_tensor_are_refused(folder: Path, tmp_path: Path) ->
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ValueError, match=r"lack the weights model\.layers\.1\.mlp\.up_proj\.weight"):
         load_checkpoint(str(tmp_path), progress=False)
 
 
