@@ -177,6 +177,11 @@ class AttentionCall:
         return self.query.shape[3]
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors are; masks and statistics are made there too."""
+        return self.query.device
+
+    @property
     def accumulate(self) -> torch.dtype:
         """The type sums are held in: float64 for float64 tensors, else float32."""
         return torch.float64 if self.query.dtype == torch.float64 else torch.float32
@@ -215,11 +220,15 @@ class AttentionCall:
         mask = self.allowed
         for row in range(self.batch):
             queries = (
-                torch.arange(self.q_len)
+                torch.arange(self.q_len, device=self.device)
                 if mask.query_valid is None
                 else mask.query_valid[row].nonzero()[:, 0]
             )
-            keys = torch.arange(self.k_len) if mask.key_valid is None else mask.key_valid[row].nonzero()[:, 0]
+            keys = (
+                torch.arange(self.k_len, device=self.device)
+                if mask.key_valid is None
+                else mask.key_valid[row].nonzero()[:, 0]
+            )
             if self.batch == 1 and len(queries) == self.q_len and len(keys) == self.k_len:
                 whole = (
                     mask

@@ -21,8 +21,9 @@ class Reference:
 
     def attend(self, call: AttentionCall, selection: Selection, want: Want = NOTHING) -> Attended:
         """Attend as defined; see `Attended` for shapes. Runs any call and any selection."""
-        output = torch.zeros(*call.query.shape[:3], call.value.shape[-1], dtype=call.query.dtype)
-        lse = torch.full(call.query.shape[:3], float("-inf"), dtype=call.accumulate)
+        rows = call.query.shape[:3]
+        output = call.query.new_zeros(*rows, call.value.shape[-1])
+        lse = torch.full(rows, float("-inf"), dtype=call.accumulate, device=call.device)
         pools = Pools.of(call, want.cells)
         statistics = empty_statistics(call, want, pools)
         for start, stop in call.row_blocks():

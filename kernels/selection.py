@@ -55,14 +55,14 @@ class Mixture(Selection):
         """Return what is kept, as `Selection.rows`."""
         kept = [(heads, part.rows(call, start, stop)) for heads, part in self.parts]
         batch = max(mask.shape[0] for _, mask in kept)
-        rows = torch.empty(batch, self._heads, stop - start, call.k_len, dtype=torch.bool)
+        rows = torch.empty(batch, self._heads, stop - start, call.k_len, dtype=torch.bool, device=call.device)
         for heads, mask in kept:
             rows[:, list(heads)] = mask
         return rows
 
     def counts(self, call: AttentionCall) -> Tensor:
         """Return how many keys each query keeps, as `Selection.counts`."""
-        counts = torch.empty(call.batch, self._heads, call.q_len, dtype=torch.int64)
+        counts = torch.empty(call.batch, self._heads, call.q_len, dtype=torch.int64, device=call.device)
         for heads, part in self.parts:
             counts[:, list(heads)] = part.counts(call)
         return counts
@@ -76,7 +76,7 @@ class Mixture(Selection):
         parts: list[tuple[tuple[int, ...], Selection]] = []
         for place, head in enumerate(heads.tolist()):
             owned, part = next((owned, part) for owned, part in self.parts if head in owned)
-            parts.append(((place,), part.of_heads(torch.tensor([owned.index(head)]))))
+            parts.append(((place,), part.of_heads(torch.tensor([owned.index(head)], device=heads.device))))
         return Mixture(parts)
 
     def head_groups(self, heads: int) -> list[tuple[tuple[int, ...], Selection]]:
@@ -92,7 +92,7 @@ class Mixture(Selection):
         """Return the touched and the full tiles, as `Selection.tiles`."""
         maps = [(heads, part.tiles(call, block)) for heads, part in self.parts]
         shape = (max(tile.some.shape[0] for _, tile in maps), self._heads, *maps[0][1].some.shape[2:])
-        both = TileMap(torch.empty(shape, dtype=torch.bool), torch.empty(shape, dtype=torch.bool))
+        both = TileMap(*(torch.empty(shape, dtype=torch.bool, device=call.device) for _ in range(2)))
         for heads, tile in maps:
             both.some[:, list(heads)] = tile.some
             both.full[:, list(heads)] = tile.full

@@ -108,6 +108,6 @@ def _listed(index: Tensor) -> dict[str, Any]:
 
 
 def _array(tensor: Tensor) -> dict[str, Any]:
-    values = tensor.contiguous().numpy()
+    values = tensor.contiguous().cpu().numpy()
     packed = base64.b64encode(zlib.compress(values.tobytes(), 1)).decode()
     return {"dtype": str(values.dtype), "shape": list(values.shape), "zlib_base64": packed}

@@ -61,15 +61,18 @@ class Tiles(Selection):
             return super().head_groups(heads)
         same: dict[bytes, list[int]] = {}
         for head in range(heads):
-            same.setdefault(self.map[:, head].numpy().tobytes(), []).append(head)
-        return [(tuple(owned), self.of_heads(torch.tensor(owned[:1]))) for owned in same.values()]
+            same.setdefault(self.map[:, head].cpu().numpy().tobytes(), []).append(head)
+        return [
+            (tuple(owned), self.of_heads(torch.tensor(owned[:1], device=self.map.device)))
+            for owned in same.values()
+        ]
 
     def counts(self, call: AttentionCall) -> Tensor:
         """Return how many allowed keys each query keeps, from the map where the mask is plain."""
         if not call.allowed.is_plain_causal or int(call.key_positions[0, 0]) != 0:
             return super().counts(call)
         query = call.query_positions[0]
-        starts = torch.arange(self.map.shape[-1]) * self.block_k
+        starts = torch.arange(self.map.shape[-1], device=call.device) * self.block_k
         seen = (query[:, None] + 1 - starts).clamp(0, self.block_k)
         row = query // self.block_q - self.first
         inside = (row >= 0) & (row < self.map.shape[-2])
@@ -151,7 +154,7 @@ class KeyList(Selection):
     def rows(self, call: AttentionCall, start: int, stop: int) -> Tensor:
         """Return what is kept, as `Selection.rows`."""
         index = self.index[:, :, start:stop].long()
-        kept = torch.zeros(*index.shape[:3], call.k_len + 1, dtype=torch.bool)
+        kept = torch.zeros(*index.shape[:3], call.k_len + 1, dtype=torch.bool, device=call.device)
         return kept.scatter_(-1, index.where(index >= 0, call.k_len), True)[..., :-1]
 
     def told_apart(self, heads: int) -> int:
@@ -161,8 +164,8 @@ class KeyList(Selection):
 
     def sequence(self, row: int, queries: Tensor, keys: Tensor) -> Selection:
         """Return the part of one sequence, as `Selection.sequence`."""
-        new = torch.full((int(keys.max()) + 2,), -1, dtype=torch.int32)
-        new[keys] = torch.arange(len(keys), dtype=torch.int32)
+        new = torch.full((int(keys.max()) + 2,), -1, dtype=torch.int32, device=keys.device)
+        new[keys] = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
         index = _row(self.index, row)[:, :, queries].long()
         return KeyList(new[index.where((index >= 0) & (index < len(new) - 1), len(new) - 1)])
 
@@ -212,13 +215,13 @@ def pack(mask: Tensor) -> Tensor:
     """Pack a bool mask along its last axis, first cell in the high bit: uint8 `[…, ceil(n / 8)]`."""
     padded = pad(mask, (0, -mask.shape[-1] % 8), value=False)
     eights = padded.view(*padded.shape[:-1], -1, 8).to(torch.uint8)
-    weights = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8)
+    weights = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)
     return (eights * weights).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, length: int) -> Tensor:
     """Return the inverse of `pack`: bool `[…, length]`."""
-    weights = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8)
+    weights = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
     return (packed[..., None] & weights).ne(0).flatten(-2)[..., :length]
 
 
@@ -238,7 +241,7 @@ def _toeplitz(values: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 def _marks(index: Tensor, size: int) -> Tensor:
     """Bool `[batch, heads, size]`, True at the given indices; -1 and anything beyond are left out."""
-    marks = torch.zeros(*index.shape[:2], size + 1, dtype=torch.bool)
+    marks = torch.zeros(*index.shape[:2], size + 1, dtype=torch.bool, device=index.device)
     return marks.scatter_(-1, index.where((index >= 0) & (index < size), size), True)[..., :-1]
 
 

@@ -109,7 +109,7 @@ class Everything(Selection):
 
     def rows(self, call: AttentionCall, start: int, stop: int) -> Tensor:
         """Return what is kept, as `Selection.rows`."""
-        return torch.ones(1, 1, stop - start, call.k_len, dtype=torch.bool)
+        return torch.ones(1, 1, stop - start, call.k_len, dtype=torch.bool, device=call.device)
 
     def told_apart(self, heads: int) -> int:
         """Return 1: all heads are alike."""
@@ -174,13 +174,13 @@ class Band(Selection):
 def band_tiles(call: AttentionCall, block: int, sink: int, window: int) -> TileMap:
     """Tiles of a band on a call whose positions are consecutive, from their corners alone."""
     query, key = call.query_positions[0], call.key_positions[0]
-    q_low, q_high = query[::block, None], query[_ends(call.q_len, block), None]
-    k_low, k_high = key[None, ::block], key[None, _ends(call.k_len, block)]
+    q_low, q_high = query[::block, None], query[_ends(call.q_len, block, call.device), None]
+    k_low, k_high = key[None, ::block], key[None, _ends(call.k_len, block, call.device)]
     causal, under = k_low <= q_high, k_high <= q_low
     some = causal & ((k_low < sink) | (q_low - k_high < window))
     full = under & ((k_high < sink) | (q_high - k_low < window))
     return TileMap(some[None, None], full[None, None])
 
 
-def _ends(length: int, block: int) -> Tensor:
-    return torch.arange(block - 1, length + block - 1, block).clamp(max=length - 1)
+def _ends(length: int, block: int, device: torch.device) -> Tensor:
+    return torch.arange(block - 1, length + block - 1, block, device=device).clamp(max=length - 1)

@@ -91,9 +91,10 @@ def empty_statistics(call: AttentionCall, want: Want, pools: Pools | None = None
         shapes["pooled"] = (call.batch, call.heads, pools.size, pools.size)
     if want.gather is not None:
         shapes["gathered"] = tuple(want.gather.shape)
-    statistics = {name: torch.zeros(shape, dtype=torch.float32) for name, shape in shapes.items()}
+    device = call.device
+    statistics = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
     if "top" in want.names:
-        statistics["top_index"] = torch.full((*rows, want.top), -1, dtype=torch.int32)
+        statistics["top_index"] = torch.full((*rows, want.top), -1, dtype=torch.int32, device=device)
     return statistics
 
 
@@ -140,7 +141,7 @@ def reduce_rows(
 def pool_matrices(call: AttentionCall, pools: Pools, start: int, stop: int) -> tuple[Tensor, Tensor]:
     """Return the averaging `[b, size, rows]` over queries and the summing `[b, k_len, size]` over keys."""
     query, key = call.query_positions, call.key_positions
-    names = torch.arange(pools.size)
+    names = torch.arange(pools.size, device=call.device)
     belongs = (query[:, None, :] // pools.pool == names[None, :, None]).to(call.accumulate)
     mean = belongs / belongs.sum(-1, keepdim=True).clamp(min=1)
     return mean[:, :, start:stop], (key[:, :, None] // pools.pool == names).to(call.accumulate)
@@ -186,11 +187,11 @@ def weights_at(call: AttentionCall, lse: Tensor, index: Tensor) -> Tensor:
     under
     `Everything` for dense weights. Keys the model does not allow give 0. Costs `m`, not `k_len`, a row.
     """
-    weights = torch.zeros(index.shape, dtype=torch.float32)
+    weights = torch.zeros(index.shape, device=call.device)
     step = max(1, (1 << 22) // max(1, call.heads * index.shape[-1] * call.head_dim))
     for row, start, stop in _row_chunks(call, step):
         keys = index[row, :, start:stop].long()
-        heads = torch.arange(call.heads)[:, None, None] // call.group
+        heads = torch.arange(call.heads, device=call.device)[:, None, None] // call.group
         near = call.key[row][heads, keys.clamp(min=0)].to(call.accumulate)
         query = call.query[row, :, start:stop].to(call.accumulate)
         scores = torch.matmul(near, query[..., None])[..., 0] * call.scale
@@ -220,5 +221,5 @@ def _allowed_at(call: AttentionCall, row: int, start: int, stop: int, keys: Tens
     if mask.query_valid is not None:
         allowed &= mask.query_valid[row, start:stop, None]
     if mask.extra is not None:
-        allowed &= mask.extra(torch.tensor(row), query, key)  # noqa: S610 (not Django's)
+        allowed &= mask.extra(torch.tensor(row, device=query.device), query, key)  # noqa: S610 (not Django's)
     return allowed

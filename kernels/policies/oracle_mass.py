@@ -46,9 +46,9 @@ class OracleMass(Policy):
     def select(self, call: AttentionCall, memory: Memory) -> Selection:
         """Return the packed mask of the pairs at or above the threshold."""
         del memory
-        threshold = torch.tensor([self._threshold(call, row) for row in range(call.batch)])[
-            :, None, None, None
-        ]
+        threshold = torch.tensor(
+            [self._threshold(call, row) for row in range(call.batch)], device=call.device
+        )[:, None, None, None]
         parts = []
         for start, stop in call.row_blocks():
             weights = log_weights(call, start, stop)
@@ -87,7 +87,7 @@ def _search(above: Callable[[float, float], Tensor], target: float, *, stop_befo
 
 def _tail(call: AttentionCall, row: int, low: float, high: float, by_mass: bool) -> Tensor:
     """Return, for each of `BINS` bins of the log weight, what lies in it and above: pairs, or their mass."""
-    bins = torch.zeros(BINS + 1, dtype=torch.float64)
+    bins = torch.zeros(BINS + 1, dtype=torch.float64, device=call.device)
     for start, stop in call.row_blocks():
         weights = log_weights(call, start, stop)[row].flatten()
         if not by_mass:

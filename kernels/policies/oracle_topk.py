@@ -50,7 +50,7 @@ def _list(scores: Tensor, index: Tensor) -> Tensor:
 
 
 def _mask(scores: Tensor, index: Tensor, k_len: int) -> Tensor:
-    kept = torch.zeros(*index.shape[:3], k_len, dtype=torch.bool)
+    kept = torch.zeros(*index.shape[:3], k_len, dtype=torch.bool, device=index.device)
     return pack(kept.scatter_(-1, index, ~torch.isinf(scores)))
 
 

@@ -50,7 +50,9 @@ class PerHead(Policy):
         others = tuple(head for head in range(call.heads) if head not in full)
         if not others:
             return Everything()
-        return Mixture([(others, rest.of_heads(torch.tensor(others))), (full, Everything())])
+        return Mixture(
+            [(others, rest.of_heads(torch.tensor(others, device=call.device))), (full, Everything())]
+        )
 
     def heads_of(self, layer: int) -> tuple[int, ...]:
         """Return the heads of a layer that stay dense, ascending."""

@@ -50,11 +50,14 @@ class Random(Policy):
     def select(self, call: AttentionCall, memory: Memory) -> Selection:
         """Return a packed mask, or a tile map."""
         del memory
-        heads = torch.arange(call.heads)
+        heads = torch.arange(call.heads, device=call.device)
         if self.granularity == "block":
             first = int(call.query_positions[call.query_positions >= 0].min()) // self.block
-            queries = torch.arange(first, int(call.query_positions.max()) // self.block + 1)[None]
-            keys = torch.arange(int(call.key_positions.max()) // self.block + 1)[None]
+            q_stop, k_stop = (
+                int(at.max()) // self.block + 1 for at in (call.query_positions, call.key_positions)
+            )
+            queries = torch.arange(first, q_stop, device=call.device)[None]
+            keys = torch.arange(k_stop, device=call.device)[None]
             return Tiles(self._draw(call.layer, heads, queries, keys), self.block, self.block, first)
         parts = [
             pack(self._draw(call.layer, heads, call.query_positions[:, start:stop], call.key_positions))

@@ -55,12 +55,12 @@ class VerticalSlash(Policy):
     def select(self, call: AttentionCall, memory: Memory) -> Selection:
         """Return the stripes of each head; distances hold 0, so that no row is empty."""
         del memory
-        columns = [torch.full((call.heads, 0), -1)] * call.batch
-        distances = [torch.zeros(call.heads, 1, dtype=torch.int64)] * call.batch
+        columns = [torch.full((call.heads, 0), -1, device=call.device)] * call.batch
+        distances = [torch.zeros(call.heads, 1, dtype=torch.int64, device=call.device)] * call.batch
         for row, _, _, one in call.sequences():
             start, size = int(one.key_positions[0, 0]), int(one.query_positions[0, -1]) + 1
             by_key, by_distance = probe(one, min(self.last_q, one.q_len))
-            keys = torch.arange(one.k_len) + start
+            keys = torch.arange(one.k_len, device=call.device) + start
             by_key[:, keys < self.sink] = float("inf")
             by_distance[:, : self.recent] = float("inf")
             count = min(one.k_len, max(self.vertical, self.min_vertical))
@@ -77,7 +77,7 @@ def probe(call: AttentionCall, rows: int) -> tuple[Tensor, Tensor]:
     weights = torch.softmax(call.scores(call.q_len - rows, call.q_len), -1)[0]
     size = int(call.query_positions[0, -1]) + 1
     gap = call.query_positions[0, -rows:, None] - call.key_positions[0]
-    by_distance = torch.zeros(call.heads, size + 1, dtype=weights.dtype)
+    by_distance = torch.zeros(call.heads, size + 1, dtype=weights.dtype, device=call.device)
     target = gap.where(gap >= 0, size).flatten().expand(call.heads, -1)
     by_distance.scatter_add_(1, target, weights.flatten(1))
     return weights.sum(1), by_distance[:, :size]

@@ -23,6 +23,7 @@ from sparselens.kernels.selection import (
     Stripes,
     Tiles,
 )
+from sparselens.kernels.statistics import Want
 
 from .conftest import TOLERANCE, difference, exact, make_call, random_tiles
 
@@ -203,3 +204,42 @@ def test_another_tile_size_gives_the_same() -> None:
     for block in (16, 64):
         found = Blocked(block).attend(call, Band(3, 40))
         assert difference(found.output, REFERENCE.attend(call, Band(3, 40)).output) < TOLERANCE
+
+
+def test_tensors_may_be_views_as_models_hand_them_over() -> None:
+    call = make_call(200)
+    strided = replace(
+        call,
+        **{
+            name: getattr(call, name).transpose(1, 2).contiguous().transpose(1, 2)
+            for name in ("query", "key", "value")
+        },
+    )
+    assert not strided.query.is_contiguous()
+    for selection in selections(call):
+        expected = REFERENCE.attend(call, selection)
+        for one in (REFERENCE, BLOCKED):
+            assert difference(one.attend(strided, selection).output, expected.output) < TOLERANCE
+
+
+def test_positions_need_not_start_at_zero() -> None:
+    """A rolling cache of a windowed layer: the oldest key is at position 70."""
+    whole = make_call(200, window=60)
+    index = whole.allowed.query_index
+    rolled = replace(
+        whole,
+        query=whole.query[:, :, 130:],
+        key=whole.key[:, :, 70:],
+        value=whole.value[:, :, 70:],
+        query_positions=index[None, 130:],
+        key_positions=index[None, 70:],
+        allowed=replace(whole.allowed, query_index=index[130:], key_index=index[70:]),
+    )
+    want = Want(frozenset({"entropy", "sink_mass", "previous_mass", "local_mass", "distance"}))
+    for selection in (Everything(), Band(4, 20), Tiles(random_tiles(200, 6, 64), 64, 64)):
+        expected = REFERENCE.attend(whole, selection, want)
+        for one in (REFERENCE, BLOCKED):
+            found = one.attend(rolled, selection, want)
+            assert difference(found.output, expected.output[:, :, 130:]) < TOLERANCE
+            for name, value in expected.statistics.items():
+                assert difference(found.statistics[name], value[:, :, 130:]) < 1e-4, name
