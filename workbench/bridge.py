@@ -47,10 +47,13 @@ def bridge_of(model: Any, tokenizer: Any) -> TransformerBridge:
         model,
         type(model).__name__,
         hf_config=model.config,
-        tokenizer=copy.deepcopy(tokenizer),  # the bridge adds special tokens to the tokenizer that it is given
-        model_name=model.config._name_or_path or type(model).__name__,
+        model_name=getattr(model.config, "_name_or_path", "") or type(model).__name__,
     )
     model.config._attn_implementation_internal = implementation
+    if tokenizer is not None:
+        # Given to the builder, the tokenizer would be loaded again by name with an automatic BOS.
+        bridge.tokenizer = copy.deepcopy(tokenizer)
+        bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos = False
     return bridge
 
 

@@ -255,7 +255,7 @@ class _Job:
 
     def __post_init__(self) -> None:
         self.kernel: Kernel = kernel_named(self.options.kernel)
-        self.readout = Readout(self.session.model)
+        self.readout: Readout = self.session.readout
         self.attentions = attention_layers(self.session.model)
         self.layers = decoder_layers(self.session.model)
         self.projections: dict[int, OutputProjection] = projections_of(self.attentions, self.session.n_heads)
@@ -344,6 +344,7 @@ class _Job:
             "correct": [token == answer[step] if step < len(answer) else None for step, token in enumerate(produced)],
         }
 
+    @torch.no_grad()
     def _scores(
         self, prompt: Prompt, hidden: Tensor, predictions: Predictions, rows: dict[str, list[Columns]]
     ) -> dict[str, float]:

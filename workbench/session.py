@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sparselens.workbench.prompt import Prompt
     from sparselens.workbench.provenance import Provenance
+    from sparselens.workbench.readout import Readout
 
 
 @contextmanager
@@ -157,9 +158,14 @@ class Session:
     @cached_property
     def bridge(self) -> TransformerBridge:
         """The model as a `TransformerBridge` (automatic BOS is off: SparseLens passes ids)."""
-        bridge = bridge_of(self.model, self.tokenizer)
-        bridge.cfg.default_prepend_bos = False
-        return bridge
+        return bridge_of(self.model, self.tokenizer)
+
+    @cached_property
+    def readout(self) -> Readout:
+        """The output head, checked once against the model's own logits."""
+        from sparselens.workbench.readout import Readout
+
+        return Readout(self.model)
 
     @property
     def bridged(self) -> bool:

@@ -66,3 +66,30 @@ def smollm2() -> Any:
     from sparselens.workbench.models import load
 
     return load("smollm2-135m", progress=False)
+
+
+@pytest.fixture(scope="session")
+def small() -> Any:
+    """A session on a small random Llama (2 layers, 4 heads in 2 groups, 256 positions) with the small tokenizer."""
+    from small_tokenizer import small_tokenizer
+
+    from sparselens.workbench.models import wrap
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=3000, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3,
+    )  # fmt: skip
+    return wrap(LlamaForCausalLM(config).eval(), small_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def prompts(small: Any) -> Any:
+    """Three prompts of different length, two with an answer and a span."""
+    words = "the quick brown fox jumps over the lazy dog while seven wizards mix jade and quartz by the river "
+    rows = [
+        {"id": "one", "text": words * 3, "answer": " river", "spans": {"animal": [4, 19]}, "group": "x"},
+        {"id": "two", "text": words * 5, "answer": " jade", "foils": [" quartz"], "group": "y"},
+        {"id": "three", "text": words},
+    ]
+    return small.prompts(rows)

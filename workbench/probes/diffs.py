@@ -36,7 +36,8 @@ class _Scope:
     """One scope of one layer: per-row tensors `[heads, tokens]`; `js` maps row-set names to `[heads]` means."""
 
     name: str
-    z: Tensor
+    error: Tensor
+    cosine: Tensor
     kept_mass: Tensor
     kept_mass_nosink: Tensor
     overlap: Tensor
@@ -68,9 +69,11 @@ def _end_to_end(record: LayerRecord, base: BaseLayer) -> _Scope:
         start, stop = span_rows(record.prompt, name)
         if 0 < stop - start <= JS_ROWS:
             js[f"span:{name}"] = (_pattern_js(record, base, start, stop), stop - start)
+    error, cosine = _written(record, base, record.z)
     return _Scope(
         name="end_to_end",
-        z=record.z,
+        error=error,
+        cosine=cosine,
         kept_mass=record.kept_mass,
         kept_mass_nosink=record.kept_mass_nosink,
         overlap=same.any(-1).sum(-1) / listed,
@@ -78,6 +81,24 @@ def _end_to_end(record: LayerRecord, base: BaseLayer) -> _Scope:
         entropy=record.statistic("entropy"),
         js=js,
     )
+
+
+def _written(record: LayerRecord, base: BaseLayer, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `write_error` and the cosine of what the head writes, per row, of outputs `z` against the base's.
+
+    With G the Gram matrix of W_O^h and d = z − z_a: ‖W d‖² = dᵀGd, and ⟨W z, W z_a⟩, ‖W z‖² follow from dᵀG and
+    ‖W z_a‖², so that a small difference is not lost in the difference of two large norms.
+    """
+    change = z - base.z
+    through = change @ record.projection.gram
+    squared = (through * change).sum(-1).clamp_min(0)
+    along = (through * base.z).sum(-1)
+    if "base_squared" not in record.reuse:
+        record.reuse["base_squared"] = record.projection.inner(base.z, base.z).clamp_min(0)
+    before = record.reuse["base_squared"]
+    norms = (before * (before + 2 * along + squared).clamp_min(0)).sqrt()
+    cosine = torch.where(norms > 0, (before + along) / norms, torch.ones_like(norms)).clamp(-1.0, 1.0)
+    return squared.sqrt() / base.output_norm, cosine
 
 
 def _pattern_js(record: LayerRecord, base: BaseLayer, start: int, stop: int) -> Tensor:
@@ -98,9 +119,11 @@ def _local(record: LayerRecord, base: BaseLayer, name: str, selection: Selection
     sink = attended.statistics["sink_mass"][0]
     listed = (base.top_index >= 0).sum(-1).clamp(min=1)
     divergence = restriction_js(mass)
+    error, cosine = _written(record, base, attended.output[0])
     return _Scope(
         name=name,
-        z=attended.output[0],
+        error=error,
+        cosine=cosine,
         kept_mass=mass,
         kept_mass_nosink=without_sink(mass, sink, base.sink_mass),
         overlap=(attended.statistics["gathered"][0] > 0).sum(-1) / listed,
@@ -123,19 +146,15 @@ def _local_policy(record: LayerRecord, base: BaseLayer, mask: _Scope) -> _Scope:
 def _block(record: LayerRecord, base: BaseLayer, scope: _Scope, name: str, rows: Tensor) -> Columns:
     heads = record.shown_heads
     positions = record.call.query_positions[0]
-    inner = record.projection.inner(scope.z, base.z)
-    norms = record.projection.norm(scope.z) * record.projection.norm(base.z)
-    cosine = torch.where(norms > 0, inner / norms, torch.ones_like(norms))
-    error = record.projection.norm(scope.z - base.z) / base.output_norm
     js, js_rows = scope.js.get(name, (torch.full((record.call.heads,), torch.nan), 0))
     n_rows = rows.sum(-1)
     values = {
-        "write_error": mean_over(rows, error),
+        "write_error": mean_over(rows, scope.error),
         "kept_mass": mean_over(rows, scope.kept_mass),
         "kept_mass_nosink": mean_over(rows, scope.kept_mass_nosink),
         "js": js,
         "top8_overlap": mean_over(rows, scope.overlap),
-        "out_cosine": mean_over(rows, cosine),
+        "out_cosine": mean_over(rows, scope.cosine),
         "sink_change": mean_over(rows & (positions >= SINK_ROWS), scope.sink - base.sink_mass),
         "entropy_change": mean_over(rows, scope.entropy - base.entropy),
     }
