@@ -16,7 +16,8 @@ from sparselens.storage.schema import STORED
 from sparselens.storage.shard import Shard
 from sparselens.storage.trace import Run, read_run
 
-LARGE = 32 << 20  # bytes; a part of this size is left as it is, smaller neighbours are merged up to it
+LARGE = 24 << 20  # bytes; a part of this size is left as it is: rewriting it would cost as much as writing it
+MERGED_SIZE = 256 << 20  # bytes; smaller neighbours are merged up to this size
 MERGED = "part-merged-"
 
 
@@ -55,14 +56,18 @@ def tidy(run: Run) -> None:
 def _groups(folders: Sequence[Path]) -> list[list[Path]]:
     """Neighbouring parts to be merged into one folder each."""
     groups: list[list[Path]] = []
-    size = 0
+    room = 0
     for folder in folders:
-        bytes_here = sum(file.stat().st_size for file in folder.iterdir())
-        if not groups or size + bytes_here > LARGE:
-            groups.append([])
-            size = 0
-        groups[-1].append(folder)
-        size += bytes_here
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        if size >= LARGE:
+            groups.append([folder])
+            room = 0
+        elif size <= room:
+            groups[-1].append(folder)
+            room -= size
+        else:
+            groups.append([folder])
+            room = MERGED_SIZE - size
     return groups
 
 

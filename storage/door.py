@@ -241,7 +241,7 @@ def locked_settings(memory: str, threads: int | None) -> dict[str, Any]:
 def open_locked(folders: Sequence[str], *, memory: str = MEMORY, threads: int | None = None) -> Any:
     """A DuckDB in memory that may read these folders; `lock` it before it takes queries."""
     connection = duckdb.connect(":memory:", config=locked_settings(memory, threads))
-    connection.execute("SET parquet_metadata_cache = true")
+    connection.execute("SET GLOBAL parquet_metadata_cache = true")
     connection.execute("SET temp_directory = ''")
     connection.execute(
         "SET allowed_directories = $folders", {"folders": [f"{folder}/" for folder in folders]}

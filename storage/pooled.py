@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def encode(maps: Any) -> list[bytes]:
-    """`[n, size, size]` masses (queries down, keys across), a blob each; ValueError on another shape.
+    """Return a blob for each of `[n, size, size]` masses, queries down, keys across; else ValueError.
 
     Half precision keeps three digits; a cell below 6e-8 becomes 0. Parquet compresses the empty triangle away.
     """
