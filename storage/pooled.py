@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 
 def encode(maps: Any) -> list[bytes]:
-    """Return a blob for each of `[n, size, size]` masses, queries down, keys across; else ValueError.
+    """A blob for each of `[n, size, size]` masses, queries down and keys across; else ValueError.
 
-    Half precision keeps three digits; a cell below 6e-8 becomes 0. Parquet compresses the empty triangle away.
+    Half precision keeps three digits; a cell below 6e-8 becomes 0. Parquet compresses the empty triangle.
     """
     cells = np.asarray(maps)
     if cells.ndim != 3 or cells.shape[1] != cells.shape[2]:

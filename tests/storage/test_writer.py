@@ -28,8 +28,8 @@ def test_a_prompt_written_twice_is_refused(trace_path: Path, writing: Callable[.
 def test_an_error_in_a_part_leaves_nothing(trace_path: Path) -> None:
     run = RunWriter.start(trace_path, "r")
     before = sorted(run.folder.iterdir())
-    with pytest.raises(ValueError, match="no column nmae"), run.part(["p1"]) as part:
-        part.add("prompts", {"name": "x", "n_tokens": 1})
+    part = run.part(["p1"])
+    with pytest.raises(ValueError, match="no column nmae"), part:
         part.add("prompts", {"nmae": "y"})
     assert sorted(run.folder.iterdir()) == before
     assert run.finished_prompts() == set()
@@ -44,9 +44,9 @@ def test_rows_of_another_prompt_or_run_are_refused(trace_path: Path) -> None:
             part.add("tokens", {"run_id": "other", "pos": 0, "is_special": False})
         with pytest.raises(ValueError, match="unknown table 'tokenz'"):
             part.add("tokenz", {})
-        with pytest.raises(ValueError, match=r"^runs is derived"):
+        with pytest.raises(ValueError, match="runs is derived; rows go to"):
             part.add("runs", {})
-    with pytest.raises(ValueError, match="inside `with run.part"):
+    with pytest.raises(ValueError, match="inside `with run"):
         part.add("tokens", {"pos": 0, "is_special": False})
 
 
