@@ -41,7 +41,17 @@ def captured() -> Path:
             ]:
                 return trace
     policies = [word for policy in POLICIES for word in ("--policy", policy)]
-    command = ["capture", "smollm2-135m", "--prompts", PROMPTS, *policies, "--trace", str(trace)]
+    command = [
+        "capture",
+        "smollm2-135m",
+        "--prompts",
+        PROMPTS,
+        *policies,
+        "--run",
+        "queries",
+        "--trace",
+        str(trace),
+    ]
     resume = ["--resume"] if (trace / "trace.json").exists() else []
     subprocess.run([sys.executable, "-m", "sparselens.workbench.cli", *command, *resume], check=True)
     return trace
