@@ -45,7 +45,7 @@ GROUP BY ALL ORDER BY t.prompt_id;
 
 -- name: density
 SELECT avg(density) AS density, avg(density_computed) AS density_computed, count(DISTINCT prompt_id) AS n_prompts
-FROM head_stats WHERE run_id = $run_b AND pattern = 'executed' AND rows = 'all';
+FROM head_stats WHERE run_id = $run AND pattern = 'executed' AND rows = 'all';
 
 -- name: roles
 SELECT layer, head, metric, value FROM head_scores
@@ -68,4 +68,12 @@ JOIN (SELECT * FROM predictions WHERE run_id = $run_b) b USING (prompt_id, pos)
 ORDER BY prompt_id, pos;
 
 -- name: prompt_sets
-SELECT DISTINCT prompt_set FROM prompts JOIN (SELECT DISTINCT prompt_id FROM predictions WHERE run_id = $run_a) USING (prompt_id);
+SELECT DISTINCT coalesce(json_extract_string(metadata, '$.set'), prompt_set) AS prompt_set
+FROM prompts JOIN (SELECT DISTINCT prompt_id FROM predictions WHERE run_id = $run_a) USING (prompt_id)
+ORDER BY prompt_set;
+
+-- name: span_nll
+SELECT avg(nll) AS nll FROM (
+  SELECT p.prompt_id, avg(p.nll) AS nll
+  FROM predictions p JOIN spans s ON p.prompt_id = s.prompt_id AND p.pos >= s.start AND p.pos < s.stop
+  WHERE p.run_id = $run AND s.name = $span GROUP BY p.prompt_id);

@@ -89,7 +89,7 @@ def _fill(trace: Trace, comparison: Comparison) -> None:
         "args": {"run_a": comparison.a["run_id"], "run_b": comparison.b["run_id"]},
     }
     with RunWriter.start(trace, meta=meta) as run:
-        with run.part([]) as part:
+        with run.part(heads["prompt_id"].unique().to_pylist()) as part:
             for name, table in (("diffs", heads), ("token_diffs", tokens)):
                 part.add(name, {column: table[column] for column in table.column_names})
         run.finish()

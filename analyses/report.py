@@ -36,7 +36,7 @@ def _section(comparison: Comparison, top: int) -> str:
 
 def _ran(comparison: Comparison) -> list[str]:
     b = comparison.b
-    found = comparison.ask("density").to_pylist()[0]
+    found = comparison.ask("density", run=b["run_id"]).to_pylist()[0]
     checks = [b["verify_kernel"], b["verify_logits"], b["verify_calls"]]
     verified = f"verified {checks.count(True)}/3" if any(check is not None for check in checks) else "not verified"
     if False in checks:

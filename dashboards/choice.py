@@ -38,9 +38,9 @@ WHERE run_a = $a AND run_b = $b AND scope = $scope AND rows = $rows
 GROUP BY layer, head ORDER BY avg(write_error) DESC NULLS LAST, layer, head LIMIT 1
 """
 SCOPES = {
+    "end_to_end": "as it ran: includes what earlier layers changed",
     "local_mask": "the run's own mask put on the base's q and k: what this head alone loses",
     "local_policy": "the policy run again on the base's q and k",
-    "end_to_end": "as it ran: includes what earlier layers changed",
 }
 
 

@@ -80,10 +80,10 @@ def _tiles(packed: Packed, queries: Any, keys: Any) -> Any:
 
 
 def _stripes(packed: Packed, queries: Any, keys: Any) -> Any:
-    size = int(max(queries.max(initial=0), keys.max(initial=0))) + 1
+    tile = packed["tile"] or 1
+    size = int(max(queries.max(initial=0), keys.max(initial=0))) + tile  # a tile reaches past the last distance
     columns = _members(_array(packed["columns"]), size)
     distances = _members(_array(packed["distances"]), size)
-    tile = packed["tile"] or 1
     before = np.concatenate([[0], np.cumsum(distances)])  # kept distances below each
     nearest = queries // tile * tile - keys
     low, high = np.clip(nearest, 0, size), np.clip(nearest + tile, 0, size)

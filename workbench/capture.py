@@ -225,7 +225,7 @@ def _resumed(trace: Path, fields: dict[str, Any]) -> tuple[str | None, RunWriter
     """Return the newest run of `trace` that these fields describe: its id, a writer if interrupted, its prompts."""
     found = [
         run
-        for run in Trace.open(trace).runs()
+        for run in (Trace.open(trace).runs() if (trace / "trace.json").exists() else ())
         if all(getattr(run.record, name) == fields[name] for name in _SAME)
     ]
     if not found:

@@ -35,9 +35,9 @@ def run_card(session: Session, prompts: Sequence[Prompt], options: Options, comm
         "prompt_set": ", ".join(dict.fromkeys(prompt.prompt_set for prompt in prompts)),
         "command": command,
         "extra": {
-            "layers": session.n_layers,
-            "heads": session.n_heads,
-            "kv_heads": session.n_kv_heads,
+            "n_layers": session.n_layers,
+            "n_heads": session.n_heads,
+            "n_kv_heads": session.n_kv_heads,
             "head_dim": session.head_dim,
         },
     }

@@ -19,10 +19,10 @@ def source(trace: Path) -> Source:
 def test_a_bare_link_opens_on_base_and_its_newest_run_and_the_worst_head(source: Source) -> None:
     chosen = settle(source, Selection(), []).selection
     assert (chosen.a, chosen.b) == ("run-0-dense", "run-2-sink-window")
-    assert (chosen.rows, chosen.scope, chosen.metric) == ("span:answer", "local_mask", "write_error")
+    assert (chosen.rows, chosen.scope, chosen.metric) == ("span:answer", "end_to_end", "write_error")
     worst = source.first(
         "SELECT layer, head FROM diffs WHERE run_b = 'run-2-sink-window' AND rows = 'span:answer' "
-        "AND scope = 'local_mask' AND prompt_id = 'prompt-0' ORDER BY write_error DESC LIMIT 1"
+        "AND scope = 'end_to_end' AND prompt_id = 'prompt-0' ORDER BY write_error DESC LIMIT 1"
     )
     assert (chosen.layer, chosen.head) == (worst["layer"], worst["head"])
 

@@ -138,9 +138,6 @@ def test_records_of_a_padded_sequence_are_in_its_own_positions() -> None:
                 assert np.array_equal(keep_rows(data, 0, n, n), expected), kind
 
 
-@pytest.mark.xfail(
-    strict=True, reason="storage/mask.py leaves out distances beyond the text that its tiles reach"
-)
 def test_a_tile_reaches_distances_that_no_row_of_it_has() -> None:
     call = make_call(50, heads=1, kv_heads=1)
     selection = Stripes(torch.tensor([[[-1]]]), torch.tensor([[[52]]]), tile=16)
