@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -95,6 +96,7 @@ class _Run:
     done: set[str]
     dense_calls: int = 0
     calls: int = 0
+    seconds: float = 0.0
     finished: bool = False
 
 
@@ -171,10 +173,10 @@ def shown_heads(session: Session, options: Options) -> dict[int, tuple[int, ...]
         return None
     found: dict[int, set[int]] = {layer: set(range(session.n_heads)) for layer in options.layers}
     for name in options.heads:
-        layer, _, head = name.removeprefix("L").partition("H")
-        if not (name.startswith("L") and layer.isdigit() and head.isdigit()):
+        layer_text, _, head_text = name.removeprefix("L").partition("H")
+        if not (name.startswith("L") and layer_text.isdigit() and head_text.isdigit()):
             raise ValueError(f"heads are written L18H6; got {name!r}")
-        found.setdefault(int(layer), set()).add(int(head))
+        found.setdefault(int(layer_text), set()).add(int(head_text))
     for layer, heads in found.items():
         if layer >= session.n_layers or max(heads) >= session.n_heads:
             raise ValueError(
@@ -271,11 +273,13 @@ class _Job:
         tables: dict[str, dict[str, list[Columns]]] = {}
         for run in needed:
             bar.says(f"{prompt.name} · {run.policy}")
+            started = time.perf_counter()
             recorder, hidden[run.run_id] = self._forward(prompt, run, paired=len(needed) > 1)
             tables[run.run_id], affected[run.run_id] = recorder.tables, recorder.affected_rows()
+            run.seconds += time.perf_counter() - started
             bar.advance(len(prompt))
         ids = torch.tensor(prompt.token_ids)
-        base_id = None if self.base is None else self.base.writer.run_id
+        base_id = None if self.base is None else self.base.run_id
         predictions = self.readout.read(hidden, ids, base_id)
         for run in needed:
             rows = tables[run.run_id]
@@ -299,7 +303,7 @@ class _Job:
             spool=self.spool if paired and self.base is not None else None,
             is_base=run.is_base,
             run_name=run.run_id,
-            base_name="" if self.base is None else self.base.writer.run_id,
+            base_name="" if self.base is None else self.base.run_id,
             heads=self.heads,
         )
         observers: list[Any] = [recorder]
@@ -381,7 +385,7 @@ def _add_predictions(
     last = len(prompt.token_ids) - 1
     if last < 1:
         return
-    positions = np.arange(1, last + 1, dtype=np.uint32)
+    positions: np.ndarray = np.arange(1, last + 1, dtype=np.uint32)
     rows.setdefault("predictions", []).append(
         {"pos": positions, "nll": found.nll[:last], "top1_id": found.top1_id[:last], "top1_p": found.top1_p[:last]}
     )
@@ -466,6 +470,7 @@ def _finish(run: _Run, trace: Path) -> RunHandle:
     run.writer.finish(
         {
             "dense_call_share": run.dense_calls / max(run.calls, 1),
+            **({} if run.done else {"seconds": run.seconds}),
             **({} if verdict is None else verdict.columns()),
         }
     )

@@ -67,7 +67,7 @@ def under(
         )
 
 
-def _hf_model(model: Any) -> torch.nn.Module:
+def _hf_model(model: Any) -> Any:
     """Return the HF model inside a session, a bridge, or itself."""
     if isinstance(model, Session):
         return model.model
@@ -80,7 +80,7 @@ def _hf_model(model: Any) -> torch.nn.Module:
     return found
 
 
-def attention_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+def attention_layers(model: Any) -> list[Any]:
     """Return the HF attention modules: those that know their layer and take part in the attention interface."""
     if not getattr(model, "_supports_attention_backend", False):
         raise NotImplementedError(
@@ -118,9 +118,9 @@ def _bridge_types() -> tuple[type, ...]:
 
 
 @contextmanager
-def implementation(model: torch.nn.Module, name: str) -> Iterator[None]:
+def implementation(model: Any, name: str) -> Iterator[None]:
     """Point every config in `model` at the attention registered as `name` while the block lasts."""
-    configs = {
+    configs: dict[int, Any] = {
         id(module.config): module.config
         for module in model.modules()
         if hasattr(getattr(module, "config", None), "_attn_implementation_internal")
