@@ -65,7 +65,8 @@ def _losses(comparison: Comparison) -> list[str]:
         lines.append(
             f"  Answer NLL {before.mean:.3g} → {after.mean:.3g} nats a token: change {change} ({_over(change)})."
         )
-    for metric, what in (("answer_generated", "answered when generating"), ("answer_forced", "answered teacher-forced")):
+    ways = (("answer_generated", "answered when generating"), ("answer_forced", "answered teacher-forced"))
+    for metric, what in ways:
         counted = comparison.score(metric)
         if counted is not None:
             before, after, _ = counted
@@ -93,7 +94,7 @@ def _heads(comparison: Comparison, top: int) -> list[str]:
     lines = [f"  Heads that changed most what they write on {where.get(rows, rows)} ({WRITE_ERROR}):"]
     for head in heads:
         error = comparison.write_error(rows, head["layer"], head["head"])
-        kept = f"kept {head['kept_mass']:.0%} of the dense mass, {head['kept_mass_nosink']:.0%} without the first token"
+        kept = f"kept {head['kept_mass']:.0%} of the dense mass, {head['kept_mass_nosink']:.0%} without the sink"
         roles = f"; {head['roles']}" if head["roles"] else ""
         lines.append(f"    {head['head_name']:<7} {error}   {kept}{roles}")
     if not any(head["roles"] for head in heads):

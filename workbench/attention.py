@@ -43,7 +43,7 @@ class MaskPlan:
     key_positions: Tensor
 
 
-def sparselens_mask(  # noqa: PLR0917 - the signature is transformers'
+def sparselens_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
@@ -56,7 +56,7 @@ def sparselens_mask(  # noqa: PLR0917 - the signature is transformers'
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> MaskPlan:
-    """Return the mask of one forward pass as a `MaskPlan` (see `transformers.masking_utils.sdpa_mask` for the arguments).
+    """Return the mask of one forward pass as a `MaskPlan`; arguments as in `transformers.masking_utils.sdpa_mask`.
 
     Raises `NotImplementedError` for masks that are not causal or cannot be evaluated on index tensors.
     """

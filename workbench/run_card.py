@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from sparselens.workbench.capture import Options
+    from sparselens.workbench.job import Options
     from sparselens.workbench.prompt import Prompt
     from sparselens.workbench.session import Session
 

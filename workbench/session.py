@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sparselens.kernels.kernel import Kernel, kernel as kernel_named
+from sparselens.kernels.kernel import Kernel
+from sparselens.kernels.kernel import kernel as kernel_named
 from sparselens.kernels.policy import Policy, parse
 from sparselens.workbench.attention import IMPLEMENTATION
 from sparselens.workbench.bridge import attention_bridges, bridge_of, steered

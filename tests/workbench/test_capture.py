@@ -370,10 +370,10 @@ def test_bad_options_leave_no_trace_behind(
 def test_an_interrupted_capture_resumes_to_the_same_rows(
     small: Any, prompts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparselens.workbench import capture as module
+    from sparselens.workbench import job as module
 
     whole = capture(small, prompts, [POLICY], tmp_path / "whole", progress=False)
-    commit, count = module._commit, 0
+    commit, count = module.commit, 0
 
     def fail(*args: Any) -> None:
         nonlocal count
@@ -382,10 +382,10 @@ def test_an_interrupted_capture_resumes_to_the_same_rows(
             raise KeyboardInterrupt
         commit(*args)
 
-    monkeypatch.setattr(module, "_commit", fail)
+    monkeypatch.setattr(module, "commit", fail)
     with pytest.raises(KeyboardInterrupt):
         capture(small, prompts, [POLICY], tmp_path / "cut", progress=False)
-    monkeypatch.setattr(module, "_commit", commit)
+    monkeypatch.setattr(module, "commit", commit)
     assert connect(tmp_path / "cut").sql("SELECT DISTINCT status FROM runs").rows == [("interrupted",)]
     resumed = capture(small, prompts, [POLICY], tmp_path / "cut", resume=True, progress=False)
     for mine, theirs in zip(resumed, whole, strict=True):

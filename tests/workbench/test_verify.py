@@ -14,7 +14,7 @@ from sparselens.kernels.kernel import Attended
 from sparselens.kernels.kernel import kernel as kernel_named
 from sparselens.kernels.selection import Band, Bits, Everything, Selection
 from sparselens.kernels.statistics import NOTHING, Want
-from sparselens.workbench import capture as module
+from sparselens.workbench import job as module
 from sparselens.workbench.capture import capture
 from sparselens.workbench.verify import ROWS, sampled_rows
 

@@ -1,0 +1,107 @@
+"""The rows that are not a layer's: predictions, scores, the prompt itself; and committing a prompt to its run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from sparselens.workbench.probe import Columns
+from sparselens.workbench.prompt import Prompt
+from sparselens.workbench.readout import Predictions
+from sparselens.workbench.run import Making
+
+
+def add_predictions(
+    rows: dict[str, list[Columns]],
+    found: Predictions,
+    affected: np.ndarray,
+    prompt: Prompt,
+    run: Making,
+    base_id: str | None,
+) -> None:
+    """Add `predictions`, and `token_diffs` for a run that is compared with the base `base_id`.
+
+    `affected [tokens]` says of each predicting row whether some head dropped a key in it.
+    """
+    last = len(prompt.token_ids) - 1
+    if last < 1:
+        return
+    positions: np.ndarray = np.arange(1, last + 1, dtype=np.uint32)
+    rows.setdefault("predictions", []).append(
+        {"pos": positions, "nll": found.nll[:last], "top1_id": found.top1_id[:last], "top1_p": found.top1_p[:last]}
+    )
+    if base_id is not None and not run.is_base:
+        rows.setdefault("token_diffs", []).append(
+            {
+                "run_a": base_id,
+                "run_b": run.run_id,
+                "pos": positions,
+                "kl": found.kl[:last],
+                "nll_change": found.nll_change[:last],
+                "top1_same": found.top1_same[:last],
+                "affected": affected[:last],
+            }
+        )
+
+
+def add_scores(rows: dict[str, list[Columns]], scores: dict[str, float], prompt: Prompt, run: Making) -> None:
+    """Add the prompt's own numbers to `prompt_scores`; the task is the prompt set's name."""
+    names = list(scores)
+    rows.setdefault("prompt_scores", []).append(
+        {
+            "run_id": run.run_id,
+            "task": prompt.prompt_set.partition("(")[0],
+            "metric": names,
+            "value": np.asarray([scores[name] for name in names]),
+        }
+    )
+
+
+def commit(run: Making, prompt: Prompt, rows: dict[str, list[Columns]]) -> None:
+    """Write everything about a prompt into its run as one part: there in all tables or in none."""
+    if run.writer is None:
+        raise ValueError(f"run {run.run_id} is complete")
+    tokens = len(prompt.token_ids)
+    with run.writer.part([prompt.id]) as part:
+        part.add("prompts", prompt_columns(prompt))
+        part.add(
+            "tokens",
+            {
+                "prompt_id": prompt.id,
+                "pos": np.arange(tokens, dtype=np.uint32),
+                "token_id": np.asarray(prompt.token_ids, np.uint32),
+                "text": list(prompt.pieces),
+                "is_special": list(prompt.special),
+            },
+        )
+        if prompt.spans:
+            part.add(
+                "spans",
+                {
+                    "prompt_id": prompt.id,
+                    "name": list(prompt.spans),
+                    "start": [start for start, _ in prompt.spans.values()],
+                    "stop": [stop for _, stop in prompt.spans.values()],
+                },
+            )
+        for table, blocks in rows.items():
+            for block in blocks:
+                part.add(table, {"prompt_id": prompt.id, **block})
+
+
+def prompt_columns(prompt: Prompt) -> Columns:
+    """Return the `prompts` row of a prompt."""
+    return {
+        "prompt_id": [prompt.id],
+        "name": [prompt.name],
+        "prompt_set": [prompt.prompt_set],
+        "grp": [prompt.group],
+        "pair_id": [prompt.pair_id],
+        "n_tokens": [len(prompt.token_ids)],
+        "bos_mode": [prompt.bos_mode],
+        "template": [prompt.template],
+        "metadata": [json.dumps(prompt.metadata)],
+        "answer_ids": [list(prompt.answer_ids)],
+        "foil_ids": [list(prompt.foils)],
+    }
