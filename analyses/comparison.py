@@ -51,9 +51,7 @@ class Comparison:
         """Return the heads that changed most on `rows`, by `write_error`: means over prompts, roles where known."""
         roles = self._roles()
         found: list[dict[str, Any]] = self.ask("heads", scope=SCOPE, rows=rows, top=top).to_pylist()
-        return [
-            head | {"roles": roles.get((head["layer"], head["head"]), "")} for head in found
-        ]
+        return [head | {"roles": roles.get((head["layer"], head["head"]), "")} for head in found]
 
     def write_error(self, rows: str, layer: int, head: int) -> Interval:
         """Return one head's `write_error` with its interval."""
@@ -81,7 +79,11 @@ class Comparison:
         names = [cluster[prompt] for prompt in paired]
         before = np.asarray([values[prompt][False] for prompt in paired])
         after = np.asarray([values[prompt][True] for prompt in paired])
-        return clustered_mean(before, names), clustered_mean(after, names), clustered_mean(after - before, names)
+        return (
+            clustered_mean(before, names),
+            clustered_mean(after, names),
+            clustered_mean(after - before, names),
+        )
 
     def token_change(self, column: str) -> Interval:
         """Return a column of `token_changes` (per-prompt means over tokens) with its interval."""

@@ -27,7 +27,9 @@ class Interval:
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def clustered_mean(values: Sequence[float] | Any, clusters: Sequence[str] | Any, *, seed: int = 0) -> Interval:
+def clustered_mean(
+    values: Sequence[float] | Any, clusters: Sequence[str] | Any, *, seed: int = 0
+) -> Interval:
     """Return the mean of `values [n]` with a percentile bootstrap over whole clusters `[n]` (2,000 draws).
 
     Values are weighted equally, so a cluster counts by its size. Missing values are left out. For a paired difference

@@ -11,7 +11,9 @@ from sparselens.analyses.runs import find_run
 from sparselens.storage.reader import connect
 
 TOP = 8
-WRITE_ERROR = "write_error: mean over rows of ‖W_O^h (z_b − z_a)‖ ÷ the layer's mean ‖attention output‖ of the base"
+WRITE_ERROR = (
+    "write_error: mean over rows of ‖W_O^h (z_b − z_a)‖ ÷ the layer's mean ‖attention output‖ of the base"
+)
 
 
 def report(trace: str | Path, base: str, runs: Sequence[str], *, top: int = TOP) -> str:
@@ -38,7 +40,9 @@ def _ran(comparison: Comparison) -> list[str]:
     b = comparison.b
     found = comparison.ask("density", run=b["run_id"]).to_pylist()[0]
     checks = [b["verify_kernel"], b["verify_logits"], b["verify_calls"]]
-    verified = f"verified {checks.count(True)}/3" if any(check is not None for check in checks) else "not verified"
+    verified = (
+        f"verified {checks.count(True)}/3" if any(check is not None for check in checks) else "not verified"
+    )
     if False in checks:
         verified += " — A CHECK FAILED, do not trust this run"
     density = "unknown" if found["density"] is None else f"{found['density']:.1%}"
@@ -47,11 +51,17 @@ def _ran(comparison: Comparison) -> list[str]:
         f" {found['n_prompts']} prompts; {verified})."
     ]
     if b["off_label"]:
-        words.append("  Off-label: the paper trained the model with this policy; here the weights are as they were.")
+        words.append(
+            "  Off-label: the paper trained the model with this policy; here the weights are as they were."
+        )
     if b["lookahead"]:
-        words.append("  Look-ahead: which keys a row kept may depend on later tokens, the answer's among them.")
+        words.append(
+            "  Look-ahead: which keys a row kept may depend on later tokens, the answer's among them."
+        )
     if b["dense_call_share"] and b["dense_call_share"] > 0:
-        words.append(f"  {b['dense_call_share']:.0%} of the attention calls ran dense (phase or dense_below).")
+        words.append(
+            f"  {b['dense_call_share']:.0%} of the attention calls ran dense (phase or dense_below)."
+        )
     if b["status"] != "complete":
         words.append(f"  The run is {b['status']}: these are the prompts it has.")
     return words
@@ -70,7 +80,9 @@ def _losses(comparison: Comparison) -> list[str]:
         counted = comparison.score(metric)
         if counted is not None:
             before, after, _ = counted
-            lines.append(f"  Prompts {what}: {before.mean * before.n:.0f} → {after.mean * after.n:.0f} of {before.n}.")
+            lines.append(
+                f"  Prompts {what}: {before.mean * before.n:.0f} → {after.mean * after.n:.0f} of {before.n}."
+            )
     affected, whole = comparison.token_change("kl_affected"), comparison.token_change("kl_all")
     if whole.n:
         lines.append(
@@ -86,7 +98,7 @@ def _losses(comparison: Comparison) -> list[str]:
 def _heads(comparison: Comparison, top: int) -> list[str]:
     rows = comparison.rows_that_matter()
     if rows is None:
-        return ["  No per-head differences are stored: run `sparselens diff` on the two runs, or capture them together."]
+        return ["  No per-head differences are stored: run `sparselens diff`, or capture both runs together."]
     heads = [head for head in comparison.heads(rows, top) if head["write_error"] is not None]
     if not heads:
         return ["  What heads write was not compared: the runs were captured apart."]
@@ -94,7 +106,9 @@ def _heads(comparison: Comparison, top: int) -> list[str]:
     lines = [f"  Heads that changed most what they write on {where.get(rows, rows)} ({WRITE_ERROR}):"]
     for head in heads:
         error = comparison.write_error(rows, head["layer"], head["head"])
-        kept = f"kept {head['kept_mass']:.0%} of the dense mass, {head['kept_mass_nosink']:.0%} without the sink"
+        kept = (
+            f"kept {head['kept_mass']:.0%} of the dense mass, {head['kept_mass_nosink']:.0%} without the sink"
+        )
         roles = f"; {head['roles']}" if head["roles"] else ""
         lines.append(f"    {head['head_name']:<7} {error}   {kept}{roles}")
     if not any(head["roles"] for head in heads):

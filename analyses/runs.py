@@ -23,6 +23,8 @@ def find_run(connection: Connection, name: str) -> dict[str, Any]:
     found = exact or [row for row in named if row["status"] == "complete"] or named
     if not found:
         known = ", ".join(f"{row['name']} ({row['run_id']})" for row in rows if row["kind"] == "capture")
-        raise ValueError(f"no run {name!r} in this trace; it has {known or 'none: run `sparselens capture` first'}")
+        raise ValueError(
+            f"no run {name!r} in this trace; it has {known or 'none: run `sparselens capture` first'}"
+        )
     row: dict[str, Any] = found[0]
     return row

@@ -63,7 +63,7 @@ class Allowed:
         if self.extra is not None:
             batch = 1 if self.key_valid is None else self.key_valid.shape[0]
             rows = torch.arange(batch, device=query.device)[:, None, None, None]
-            mask = mask & self.extra(rows, query[None, None], key[None, None])  # noqa: S610 (not Django's)
+            mask = mask & self.extra(rows, query[None, None], key[None, None])
         return mask
 
     def counts(self, batch: int) -> Tensor:

@@ -93,7 +93,7 @@ def located(found: PolicyMaker, reference: str) -> PolicyMaker:
     """Return the policy with `reference` as its name, so that its call string finds the file again."""
     if isinstance(found, type):
         return type(found.__name__, (found,), {"name": reference, "__module__": found.__module__})
-    from sparselens.kernels.policy_function import Function  # noqa: PLC0415 (functions need the registry)
+    from sparselens.kernels.policy_function import Function
 
     return found.at(reference) if isinstance(found, Function) else found
 

@@ -128,13 +128,13 @@ class Policy(ABC):
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Policy:
         """Return the policy of a `to_json` record: from `call`, or from `name` and `parameters`."""
-        from sparselens.kernels.policy_text import from_record  # noqa: PLC0415 (text needs the type)
+        from sparselens.kernels.policy_text import from_record
 
         return from_record(record)
 
     def __str__(self) -> str:
         """Return the call that makes this policy."""
-        from sparselens.kernels.policy_text import write_call  # noqa: PLC0415 (text needs the type)
+        from sparselens.kernels.policy_text import write_call
 
         return write_call(self.name, self.parameters())
 

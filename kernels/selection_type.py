@@ -96,7 +96,7 @@ class Selection(ABC):
 
     def encode(self, call: AttentionCall, row: int = 0) -> list[tuple[str, bytes]]:
         """Return the `(kind, data)` of each head of sequence `row` (`kernels/selection_encoding.py`)."""
-        from sparselens.kernels.selection_encoding import encode  # noqa: PLC0415 (the two refer to each other)
+        from sparselens.kernels.selection_encoding import encode
 
         return encode(self, call, row)
 

@@ -221,5 +221,5 @@ def _allowed_at(call: AttentionCall, row: int, start: int, stop: int, keys: Tens
     if mask.query_valid is not None:
         allowed &= mask.query_valid[row, start:stop, None]
     if mask.extra is not None:
-        allowed &= mask.extra(torch.tensor(row, device=query.device), query, key)  # noqa: S610 (not Django's)
+        allowed &= mask.extra(torch.tensor(row, device=query.device), query, key)
     return allowed

@@ -1,4 +1,3 @@
-# ruff: noqa: E501  (a declaration is read by the line: one column, one line)
 """Tables about what heads did: statistics, edges, selections, maps, vectors."""
 
 from __future__ import annotations

@@ -81,7 +81,9 @@ def _tiles(packed: Packed, queries: Any, keys: Any) -> Any:
 
 def _stripes(packed: Packed, queries: Any, keys: Any) -> Any:
     tile = packed["tile"] or 1
-    size = int(max(queries.max(initial=0), keys.max(initial=0))) + tile  # a tile reaches past the last distance
+    size = (
+        int(max(queries.max(initial=0), keys.max(initial=0))) + tile
+    )  # a tile reaches past the last distance
     columns = _members(_array(packed["columns"]), size)
     distances = _members(_array(packed["distances"]), size)
     before = np.concatenate([[0], np.cumsum(distances)])  # kept distances below each

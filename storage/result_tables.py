@@ -1,4 +1,3 @@
-# ruff: noqa: E501  (a declaration is read by the line: one column, one line)
 """Tables about other runs: differences, scores, evaluations, interventions."""
 
 from __future__ import annotations

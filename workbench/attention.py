@@ -89,9 +89,7 @@ def sparselens_mask(
     )
 
 
-def _structure(
-    mask_function: Callable[..., Any], query_index: Tensor
-) -> tuple[int | None, IndexMask | None]:
+def _structure(mask_function: Callable[..., Any], query_index: Tensor) -> tuple[int | None, IndexMask | None]:
     """Return (native window, any further mask) of a transformers mask function."""
     if mask_function is causal_mask_function:
         return None, None
@@ -102,7 +100,9 @@ def _structure(
             return int(overlays[0].__closure__[0].cell_contents), None
     zero = torch.zeros((), dtype=torch.long, device=query_index.device)
     if bool(mask_function(zero, zero, query_index[-1], query_index[-1] + 1)):
-        raise NotImplementedError("this model's attention is not causal: its mask lets a query see the future")
+        raise NotImplementedError(
+            "this model's attention is not causal: its mask lets a query see the future"
+        )
 
     def further(batch_index: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen: Tensor = mask_function(batch_index, zero, query, key)
@@ -127,7 +127,9 @@ def _from_tensor(mask: Tensor, q_len: int, k_len: int) -> MaskPlan:
     visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     visible = visible[..., :q_len, :k_len]
     if visible.shape[1] != 1:
-        raise NotImplementedError(f"attention_mask has {visible.shape[1]} heads; one mask for all heads is supported")
+        raise NotImplementedError(
+            f"attention_mask has {visible.shape[1]} heads; one mask for all heads is supported"
+        )
     query_index = torch.arange(k_len - q_len, k_len, device=mask.device)
     key_index = torch.arange(k_len, device=mask.device)
     first = k_len - q_len
@@ -136,7 +138,9 @@ def _from_tensor(mask: Tensor, q_len: int, k_len: int) -> MaskPlan:
         rows = batch_index.clamp_max(visible.shape[0] - 1)
         return visible[rows, 0, query - first, key]
 
-    return MaskPlan(Allowed(query_index, key_index, None, None, further, None), query_index[None], key_index[None])
+    return MaskPlan(
+        Allowed(query_index, key_index, None, None, further, None), query_index[None], key_index[None]
+    )
 
 
 def sparselens_attention(

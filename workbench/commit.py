@@ -29,7 +29,12 @@ def add_predictions(
         return
     positions: np.ndarray = np.arange(1, last + 1, dtype=np.uint32)
     rows.setdefault("predictions", []).append(
-        {"pos": positions, "nll": found.nll[:last], "top1_id": found.top1_id[:last], "top1_p": found.top1_p[:last]}
+        {
+            "pos": positions,
+            "nll": found.nll[:last],
+            "top1_id": found.top1_id[:last],
+            "top1_p": found.top1_p[:last],
+        }
     )
     if base_id is not None and not run.is_base:
         rows.setdefault("token_diffs", []).append(

@@ -21,6 +21,7 @@ from sparselens.kernels.statistics import NOTHING, Want
 if TYPE_CHECKING:
     from sparselens.workbench.attention import MaskPlan
 
+
 class Observer(Protocol):
     """Something that watches every attention call while a policy is active (a capture, a test)."""
 

@@ -84,7 +84,9 @@ class Job:
         for run in needed:
             rows = tables[run.run_id]
             add_predictions(rows, predictions[run.run_id], affected[run.run_id], prompt, run, base_id)
-            add_scores(rows, self._scores(prompt, hidden[run.run_id], predictions[run.run_id], rows), prompt, run)
+            add_scores(
+                rows, self._scores(prompt, hidden[run.run_id], predictions[run.run_id], rows), prompt, run
+            )
             if run in todo:
                 commit(run, prompt, rows)
         self.spool.clear()
@@ -121,7 +123,9 @@ class Job:
                 stack.enter_context(keeper.listening())
             if run.verifier is not None:
                 stack.enter_context(run.verifier.listening(self.attentions))
-            execution = stack.enter_context(session.under(run.policy, kernel=self.kernel, observers=observers))
+            execution = stack.enter_context(
+                session.under(run.policy, kernel=self.kernel, observers=observers)
+            )
             states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         run.calls += execution.calls
         run.dense_calls += execution.dense_calls
@@ -145,7 +149,9 @@ class Job:
             "step": steps.astype(np.uint32),
             "token_id": np.asarray(produced, np.uint32),
             "text": [self.session.tokenizer.decode([token]) for token in produced],
-            "correct": [token == answer[step] if step < len(answer) else None for step, token in enumerate(produced)],
+            "correct": [
+                token == answer[step] if step < len(answer) else None for step, token in enumerate(produced)
+            ],
         }
 
     @torch.no_grad()

@@ -230,7 +230,9 @@ class Session:
         return torch.tensor([ids], device=self.device)
 
     @torch.no_grad()
-    def logits(self, ids: Tensor, *, policy: Policy | str = "dense", kernel: Kernel | str = "blocked") -> Tensor:
+    def logits(
+        self, ids: Tensor, *, policy: Policy | str = "dense", kernel: Kernel | str = "blocked"
+    ) -> Tensor:
         """Return `[batch, tokens, vocabulary]` logits of `ids [batch, tokens]` under a policy."""
         with self.under(policy, kernel=kernel):
             result: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
@@ -267,8 +269,7 @@ class Session:
                 )
 
     def prompts(self, source: Any, *, bos: bool | None = None) -> list[Prompt]:
-        """Return the prompts of any source, or a built-in set's call string (`sparselens.workbench.prompt.read_prompts`).
-        """
+        """Return the prompts of any source, or a built-in set's call string (`sparselens.workbench.prompt.read_prompts`)."""
         from sparselens.workbench.prompt import read_prompts
 
         return read_prompts(source, self.tokenizer, bos=bos, max_tokens=self.max_tokens)

@@ -123,7 +123,13 @@ class Verifier:
         """Keep what the recomputation needs of this layer."""
         del attended
         self._layers[call.layer] = _Layer(
-            call.query[0], call.key[0], call.value[0], call.scale, call.softcap, call.sinks, selection.encode(call)
+            call.query[0],
+            call.key[0],
+            call.value[0],
+            call.scale,
+            call.softcap,
+            call.sinks,
+            selection.encode(call),
         )
 
     @contextmanager
@@ -181,7 +187,10 @@ class Verifier:
         rows = rows[rows < len(hidden) - 1]
         target = ids[0][rows + 1]
         ours, first, second = (readout.logits(states[rows]) for states in (hidden, fused, explicit))
-        loss = [torch.nn.functional.cross_entropy(logits, target, reduction="none") for logits in (ours, first, second)]
+        loss = [
+            torch.nn.functional.cross_entropy(logits, target, reduction="none")
+            for logits in (ours, first, second)
+        ]
         self.logit_checks.append(
             {
                 "logits": float((ours - first).abs().max()),
@@ -241,7 +250,9 @@ def _recompute(seen: _Layer, rows: Tensor, window: int | None, dtype: torch.dtyp
     key = seen.key.to(dtype).repeat_interleave(group, dim=0)
     value = seen.value.to(dtype).repeat_interleave(group, dim=0)
     keep = torch.from_numpy(np.concatenate([seen.keep(*run) for run in _runs(rows)], axis=1))
-    return _attend(seen.query[:, rows].to(dtype), key, value, seen, keep & _causal(rows, key.shape[1], window))
+    return _attend(
+        seen.query[:, rows].to(dtype), key, value, seen, keep & _causal(rows, key.shape[1], window)
+    )
 
 
 def _rounding(seen: _Layer, rows: Tensor, exact: Tensor, dtype: torch.dtype) -> float:

@@ -28,10 +28,17 @@ def small() -> Any:
 
 @pytest.fixture(scope="session")
 def prompts(small: Any) -> Any:
-    words = "the quick brown fox jumps over the lazy dog while seven wizards mix jade and quartz by the river "
+    words = (
+        "the quick brown fox jumps over the lazy dog while seven wizards mix jade and quartz by the river "
+    )
     return small.prompts(
         [
-            {"id": f"p{n}", "text": words * (1 + n % 3) + f"and then {n}", "answer": " river", "group": f"family {n % 3}"}
+            {
+                "id": f"p{n}",
+                "text": words * (1 + n % 3) + f"and then {n}",
+                "answer": " river",
+                "group": f"family {n % 3}",
+            }
             for n in range(6)
         ]
     )

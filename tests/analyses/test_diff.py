@@ -22,15 +22,21 @@ def test_heads_are_ranked_by_write_error_on_the_answers_rows(paired: list[Any]) 
     errors = [row["write_error"] for row in found.rows]
     assert errors == sorted(errors, reverse=True)
     assert len(errors) == 8
-    rows = paired[1].sql(
-        "SELECT layer, head, avg(write_error) FROM diffs WHERE scope = 'end_to_end' AND rows = 'span:answer' GROUP BY ALL"
-    ).rows
+    rows = (
+        paired[1]
+        .sql(
+            "SELECT layer, head, avg(write_error) FROM diffs WHERE scope = 'end_to_end' AND rows = 'span:answer' GROUP BY ALL"
+        )
+        .rows
+    )
     expected = {f"L{layer}H{head}": value for layer, head, value in rows}
     assert {row["head_name"]: row["write_error"] for row in found.rows} == pytest.approx(expected)
     assert found.notes == []
 
 
-def test_runs_captured_apart_fill_what_the_tables_allow_and_name_the_capture_for_the_rest(apart: list[Any]) -> None:
+def test_runs_captured_apart_fill_what_the_tables_allow_and_name_the_capture_for_the_rest(
+    apart: list[Any],
+) -> None:
     trace = apart[0].trace
     found = diff(trace, "first", "second")
     assert all(row["write_error"] is None and row["js"] is None for row in found.rows)

@@ -70,7 +70,7 @@ class Sample:
         query[..., 0] += 2
         key[:, ::2, 0, 0] += 6
         out = rng.normal(size=(shape.layers, shape.heads, shape.dim, 16))
-        half = lambda x: x.astype(np.float16).astype(np.float64)  # noqa: E731
+        half = lambda x: x.astype(np.float16).astype(np.float64)
         return cls(shape, half(query), half(key), value, out)
 
     def scores(self) -> Floats:

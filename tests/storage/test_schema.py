@@ -1,4 +1,3 @@
-# ruff: noqa: E501  (one view, one line)
 """The schema is said once: documents, files and views agree with it."""
 
 from __future__ import annotations

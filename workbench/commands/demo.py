@@ -20,9 +20,7 @@ PROMPTS = (
     "needles(length=384,families=[passkey,hidden_item,meeting,pet],n=4)",
     "repeats(length=128,n=2)",
 )
-HEADS = (
-    "L18H6,L18H7,L14H3,L7H7,L23H7,L23H2,L8H0,L17H2,L29H1,L17H0,L17H3,L15H6,L17H4,L23H1,L20H1,L14H5,L20H3"
-)
+HEADS = "L18H6,L18H7,L14H3,L7H7,L23H7,L23H2,L8H0,L17H2,L29H1,L17H0,L17H3,L15H6,L17H4,L23H1,L20H1,L14H5,L20H3"
 """Heads that changed most on the answer rows of needle families that the demo does not use: see docs/demo.md."""
 POLICIES = (
     "sliding_window(window=68)",
@@ -34,7 +32,9 @@ NAMES = ("window", "sink+window", "sink+window, some heads dense")
 
 def demo(
     trace: Annotated[Path, typer.Option(help="Where the demo's trace goes.")] = Path("demo-trace"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="A taken port moves on to the next free one.")] = 8050,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="A taken port moves on to the next free one.")
+    ] = 8050,
     again: Annotated[bool, typer.Option("--again", help="Forget an earlier demo's trace.")] = False,
 ) -> None:
     """Capture needles and repeated tokens under four policies, compare them, and open the pages.
@@ -97,10 +97,14 @@ def _row(name: str, comparison: Comparison, *, is_base: bool = False) -> dict[st
         "policy": name,
         "density": f"{density:.0%}",
         "answer NLL": "" if answer is None else f"{answer[which].mean:.2f}",
-        "needles": "" if needles is None else f"{needles[which].mean * needles[which].n:.0f}/{needles[which].n}",
+        "needles": ""
+        if needles is None
+        else f"{needles[which].mean * needles[which].n:.0f}/{needles[which].n}",
         "repeat NLL": "" if again is None else f"{again:.2f}",
         "verified": f"{checks.count(True)}/3",
-        "heads that changed most": " ".join(f"{head['head_name']} {head['write_error']:.2f}" for head in changed),
+        "heads that changed most": " ".join(
+            f"{head['head_name']} {head['write_error']:.2f}" for head in changed
+        ),
     }
 
 
@@ -129,14 +133,15 @@ def _check(server: Any, page: str) -> None:
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        with urllib.request.urlopen(page, timeout=30) as answer:  # noqa: S310 - our own address
+        with urllib.request.urlopen(page, timeout=30) as answer:
             found = answer.status == 200 and b"SparseLens" in answer.read()
     finally:
         server.shutdown()
         thread.join()
-    print(f"\nThe page answers: {page}" if found else f"error: {page} does not answer", file=None if found else sys.stderr)
     if not found:
+        print(f"error: {page} does not answer", file=sys.stderr)
         raise typer.Exit(1)
+    print(f"\nThe page answers: {page}")
 
 
 COMMAND = demo
