@@ -139,11 +139,11 @@ def _convert(
     gguf: Path, digest: str, folder: Path, quantisation: str, revision: str | None, progress: bool
 ) -> Path:
     """De-quantise `gguf` to float32 safetensors and tokenizer in `folder`, renamed into place when whole."""
-    import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if progress:
-        print(f"{gguf.name}: converting once to safetensors in {folder.parent}", file=sys.stderr)  # noqa: T201
+        print(f"{gguf.name}: converting once to safetensors in {folder.parent}", file=sys.stderr)
     with _scratch() as scratch, quiet(progress):
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -175,7 +175,7 @@ def _convert(
 
 def _main_type(path: Path) -> str:
     """The storage type that holds most of a GGUF's weights, such as `Q4_1`."""
-    from gguf import GGUFReader  # noqa: PLC0415
+    from gguf import GGUFReader
 
     try:
         tensors = GGUFReader(path).tensors
@@ -190,7 +190,7 @@ def _main_type(path: Path) -> str:
 @contextmanager
 def quiet(progress: bool) -> Iterator[None]:
     """Transformers' own progress bars, only where bars belong: a terminal, and when they are wanted."""
-    from transformers.utils import logging  # noqa: PLC0415
+    from transformers.utils import logging
 
     if progress and sys.stderr.isatty():
         yield

@@ -84,7 +84,7 @@ class Encoder:
 
         Raises ValueError for a tokenizer without a chat template and messages it cannot take.
         """
-        from jinja2 import TemplateError  # noqa: PLC0415
+        from jinja2 import TemplateError
 
         if self.template is None:
             raise ValueError("this model has no chat template for `messages`; give `text`")

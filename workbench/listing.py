@@ -11,10 +11,10 @@ from typing import Any
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, empty: str = "nothing here") -> None:
     """Print `rows`, whose keys are the columns; `empty` is said (on stderr) where there are none."""
     if as_json:
-        print(json.dumps([dict(row) for row in rows], indent=1, default=str))  # noqa: T201
+        print(json.dumps([dict(row) for row in rows], indent=1, default=str))
         return
     if not rows:
-        print(empty, file=sys.stderr)  # noqa: T201
+        print(empty, file=sys.stderr)
         return
     columns = list(rows[0])
     lines = [[cell(row.get(column)) for column in columns] for row in rows]
@@ -24,7 +24,7 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, empty: str
     widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
     for line in [columns, *lines]:
         padded = [text.ljust(width) for text, width in zip(line, widths, strict=True)]
-        print("  ".join(padded).rstrip())  # noqa: T201
+        print("  ".join(padded).rstrip())
 
 
 def cell(value: Any) -> str:
@@ -50,9 +50,9 @@ def _plain(value: Any) -> str:
 
 
 def _draw(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(*columns, header_style="bold", box=None, pad_edge=False)
     for line in lines:

@@ -90,7 +90,7 @@ def load(
     Raises ValueError for a name, dtype or device that does not exist (with those that do), ConnectionError
     when the hub or package index is needed and cannot be reached.
     """
-    from sparselens.workbench.session import Session  # noqa: PLC0415
+    from sparselens.workbench.session import Session
 
     model, tokenizer, provenance = load_checkpoint(
         name, revision=revision, dtype=dtype, device=device, progress=progress
@@ -103,7 +103,7 @@ def wrap(model: Any, tokenizer: Any) -> Session:
 
     Nothing about it is changed. The weight hash is that of its state dict, since its files are not known.
     """
-    from sparselens.workbench.session import Session  # noqa: PLC0415
+    from sparselens.workbench.session import Session
 
     return Session(model, tokenizer, describe(model, tokenizer))
 
@@ -133,8 +133,8 @@ def load_checkpoint(
     progress: bool = True,
 ) -> tuple[Any, Any, Provenance]:
     """`(model, tokenizer, provenance)` of a name, as `load` takes it; the model is in eval mode."""
-    import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype not in _DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(_DTYPES)}")
@@ -202,7 +202,7 @@ def resolve(name: str, *, revision: str | None = None, progress: bool = True) ->
 
 def _from_hub(name: str, revision: str | None, progress: bool) -> tuple[Path, str | None]:
     """A snapshot of a hub repository (weights, config, tokenizer) and its commit; cached ones need no hub."""
-    from huggingface_hub import errors, snapshot_download  # noqa: PLC0415
+    from huggingface_hub import errors, snapshot_download
 
     def fetch(*patterns: str) -> Path:
         with quiet(progress):
@@ -237,7 +237,7 @@ def _from_hub(name: str, revision: str | None, progress: bool) -> tuple[Path, st
 
 def hub_is_off() -> bool:
     """Whether the user has switched the hub off (`HF_HUB_OFFLINE`)."""
-    from huggingface_hub import constants  # noqa: PLC0415
+    from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
@@ -252,7 +252,7 @@ def _line(error: BaseException) -> str:
 
 def _device(name: str) -> str:
     """A device torch knows and this machine has."""
-    import torch  # noqa: PLC0415
+    import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -113,7 +113,7 @@ def fetch_wheel(wheel: Wheel, folder: Path, *, index: Index | None = None, progr
     when those that answered have no such wheel, ConnectionError when none answered or the download broke off,
     ValueError when the bytes are not those pinned in `wheel`. Nothing is left in `folder` then.
     """
-    import httpx2  # noqa: PLC0415
+    import httpx2
 
     index = index or configured_index()
     silent: list[str] = []
@@ -134,8 +134,8 @@ def fetch_wheel(wheel: Wheel, folder: Path, *, index: Index | None = None, progr
 
 
 def _client(index: Index) -> PyPIClient:
-    from unearth.auth import MultiDomainBasicAuth  # noqa: PLC0415
-    from unearth.fetchers import PyPIClient  # noqa: PLC0415
+    from unearth.auth import MultiDomainBasicAuth
+    from unearth.fetchers import PyPIClient
 
     verify = ssl.create_default_context(cafile=index.certificates) if index.certificates else True
     client = PyPIClient(
@@ -147,7 +147,7 @@ def _client(index: Index) -> PyPIClient:
 
 def _finders(index: Index, client: PyPIClient) -> Iterator[tuple[str, PackageFinder]]:
     """One finder per folder, page or index, nearest first, so that a dead one can be passed over."""
-    from unearth import PackageFinder  # noqa: PLC0415
+    from unearth import PackageFinder
 
     fetcher = cast("Fetcher", client)
     for url in index.find_links:
@@ -164,12 +164,12 @@ def _find(finder: PackageFinder, wheel: Wheel) -> Link | None:
 
 def _download(client: PyPIClient, link: Link, wheel: Wheel, folder: Path, progress: bool) -> Path:
     """Stream `link` into `folder`, checked; the file is removed again when it is not the pinned one."""
-    import httpx2  # noqa: PLC0415
+    import httpx2
 
     target = folder / link.filename
     if progress:
         host = link.parsed.netloc.rpartition("@")[2] or link.parsed.path
-        print(  # noqa: T201
+        print(
             f"{target.name}: {wheel.size / 1e6:.1f} MB from {host}, sha256 {wheel.sha256}", file=sys.stderr
         )
     digest = hashlib.sha256()
@@ -197,8 +197,8 @@ def _shown(chunks: Iterable[bytes], wheel: Wheel, progress: bool) -> Iterator[by
     if not (progress and sys.stderr.isatty()):
         yield from chunks
         return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
     with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(wheel.requirement, total=wheel.size)

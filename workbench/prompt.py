@@ -71,8 +71,8 @@ def read_prompts(
     `bos` and `max_tokens` are those of `Encoder`. Raises FileNotFoundError for a missing file and ValueError
     for whatever cannot be a prompt: one line that names the line or the place in the list.
     """
-    from sparselens.workbench.encoder import Encoder  # noqa: PLC0415
-    from sparselens.workbench.prompt_set import is_call, parse  # noqa: PLC0415
+    from sparselens.workbench.encoder import Encoder
+    from sparselens.workbench.prompt_set import is_call, parse
 
     encoder = Encoder(tokenizer, bos=bos, max_tokens=max_tokens)
     if isinstance(source, str) and is_call(source) and not Path(source).exists():
@@ -100,8 +100,8 @@ def built_in(
 
     Raises ValueError for an unknown set or parameter, listing what there is.
     """
-    from sparselens.workbench.encoder import Encoder  # noqa: PLC0415
-    from sparselens.workbench.prompt_set import parse  # noqa: PLC0415
+    from sparselens.workbench.encoder import Encoder
+    from sparselens.workbench.prompt_set import parse
 
     return parse(call).prompts(Encoder(tokenizer, bos=bos, max_tokens=max_tokens))
 
@@ -147,7 +147,7 @@ def _file(name: str) -> tuple[str, Iterator[tuple[str, _Row]]]:
         return "stdin", _jsonl("stdin", sys.stdin)
     path = Path(name).expanduser()
     if path.suffix == ".parquet":
-        from pyarrow import ArrowInvalid, parquet  # noqa: PLC0415
+        from pyarrow import ArrowInvalid, parquet
 
         try:
             rows = parquet.read_table(path).to_pylist()
@@ -156,7 +156,7 @@ def _file(name: str) -> tuple[str, Iterator[tuple[str, _Row]]]:
         return path.stem, _numbered(f"{path} row", (_without_gaps(row) for row in rows))
     if path.suffix in {".jsonl", ".ndjson", ".json"}:
         return path.stem, _jsonl(str(path), path.read_text(encoding="utf-8").splitlines())
-    from sparselens.workbench.prompt_set import prompt_sets  # noqa: PLC0415
+    from sparselens.workbench.prompt_set import prompt_sets
 
     raise ValueError(
         f"{name!r} is no prompt source; there are a .jsonl or .parquet file, - for stdin, and the sets "

@@ -49,7 +49,7 @@ class PromptSet:
 
 @cache
 def _found() -> dict[str, type[PromptSet]]:
-    from sparselens.workbench import prompt_sets as folder  # noqa: PLC0415
+    from sparselens.workbench import prompt_sets as folder
 
     sets: dict[str, type[PromptSet]] = {}
     for module in sorted(entry.name for entry in pkgutil.iter_modules(folder.__path__)):

@@ -24,7 +24,7 @@ def paragraphs() -> tuple[tuple[str, ...], ...]:
 
     Code, tables, headings, lists and sentences full of markup are left out.
     """
-    from pydoc_data.topics import topics  # noqa: PLC0415
+    from pydoc_data.topics import topics
 
     found: dict[tuple[str, ...], None] = {}
     for name in sorted(topics):

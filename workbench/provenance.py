@@ -89,7 +89,7 @@ def state_hash(model: nn.Module) -> str:
 
     Used for models that were handed over loaded (`wrap`), whose files are not known.
     """
-    import torch  # noqa: PLC0415
+    import torch
 
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -61,9 +61,9 @@ def rerun(trace: str | Path, run: str, *, model: str | None = None) -> list[Diff
     Raises ValueError when the run is no capture, when it has no complete prompt, and when the model found is
     not the recorded one.
     """
-    from sparselens.storage.reader import connect  # noqa: PLC0415
-    from sparselens.storage.trace import Trace  # noqa: PLC0415
-    from sparselens.workbench.capture import capture  # noqa: PLC0415
+    from sparselens.storage.reader import connect
+    from sparselens.storage.trace import Trace
+    from sparselens.workbench.capture import capture
 
     opened = Trace.open(trace)
     recorded = opened.run(run)
@@ -130,7 +130,7 @@ def _one(opened: Connection, text: str, prompt_id: str) -> dict[str, Any]:
 
 
 def _session(run: Run, model: str | None) -> Session:
-    from sparselens.workbench.models import MODELS, load  # noqa: PLC0415
+    from sparselens.workbench.models import MODELS, load
 
     record = run.record
     name = model or record.model
@@ -152,7 +152,7 @@ def _session(run: Run, model: str | None) -> Session:
 
 
 def _policy(run: Run) -> Any:
-    from sparselens.kernels.policy import Policy, parse  # noqa: PLC0415
+    from sparselens.kernels.policy import Policy, parse
 
     if run.record.policy_json:
         return Policy.from_json(json.loads(run.record.policy_json))
@@ -175,7 +175,7 @@ def _options(run: Run) -> dict[str, Any]:
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     """Torch with the recorded number of threads: sums in another order differ in the last digits."""
-    import torch  # noqa: PLC0415
+    import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)

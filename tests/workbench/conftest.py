@@ -86,7 +86,9 @@ def small() -> Any:
 @pytest.fixture(scope="session")
 def prompts(small: Any) -> Any:
     """Three prompts of different length, two with an answer and a span."""
-    words = "the quick brown fox jumps over the lazy dog while seven wizards mix jade and quartz by the river "
+    words = (
+        "the quick brown fox jumps over the lazy dog while seven wizards mix jade and quartz by the river "
+    )
     rows = [
         {"id": "one", "text": words * 3, "answer": " river", "spans": {"animal": [4, 19]}, "group": "x"},
         {"id": "two", "text": words * 5, "answer": " jade", "foils": [" quartz"], "group": "y"},

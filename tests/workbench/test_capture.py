@@ -59,7 +59,8 @@ class Traced:
             attention = layer.self_attn
             x = norm(layer.input_layernorm, states)
             q, k, v = (
-                linear(p, x).view(tokens, -1, 8) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+                linear(p, x).view(tokens, -1, 8)
+                for p in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             q, k = rotate(q), rotate(k)
             k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
@@ -93,14 +94,31 @@ def traced(small: Any, prompts: Any, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def close(ours: Any, expected: Any, tolerance: float = 2e-4) -> None:
-    np.testing.assert_allclose(np.asarray(ours, np.float64), np.asarray(expected, np.float64), atol=tolerance, rtol=1e-3)
+    np.testing.assert_allclose(
+        np.asarray(ours, np.float64), np.asarray(expected, np.float64), atol=tolerance, rtol=1e-3
+    )
 
 
 def test_every_table_has_rows_and_every_run_every_prompt(traced: Traced) -> None:
-    for table in (
-        "runs prompts tokens spans head_stats row_stats edges predictions token_stats value_norms selections"
-        " pooled_maps diffs token_diffs prompt_scores generations activations"
-    ).split():
+    for table in [
+        "runs",
+        "prompts",
+        "tokens",
+        "spans",
+        "head_stats",
+        "row_stats",
+        "edges",
+        "predictions",
+        "token_stats",
+        "value_norms",
+        "selections",
+        "pooled_maps",
+        "diffs",
+        "token_diffs",
+        "prompt_scores",
+        "generations",
+        "activations",
+    ]:
         assert traced.df(f"SELECT count(*) AS n FROM {table}")["n"][0] > 0, table
     counted = traced.df("SELECT run_id, count(DISTINCT prompt_id) AS n FROM predictions GROUP BY run_id")
     assert counted["n"].tolist() == [3, 3, 3]
@@ -168,7 +186,10 @@ def test_diffs_equal_the_written_vectors_by_hand(traced: Traced) -> None:
                         close(ours["js"], masked_mean(js, where))
                     if scope != "end_to_end":
                         close(ours["kept_mass"], masked_mean((a["dense"] * b["keep"]).sum(-1), where))
-            close(rows[(rows["layer"] == layer) & (rows["rows"] == "all")]["n_rows"], [len(prompt.token_ids)] * 12)
+            close(
+                rows[(rows["layer"] == layer) & (rows["rows"] == "all")]["n_rows"],
+                [len(prompt.token_ids)] * 12,
+            )
 
 
 def masked_mean(values: Tensor, where: Tensor) -> Tensor:
@@ -198,7 +219,9 @@ def test_predictions_and_divergences_equal_the_logits_by_hand(traced: Traced) ->
 def test_edges_hold_the_top_keys_of_both_runs_and_row_stats_the_rest(traced: Traced) -> None:
     prompt = traced.prompts[1]
     base, run = traced.by_hand(prompt, None), traced.by_hand(prompt, POLICY)
-    edges = traced.df(f"SELECT * FROM edges WHERE run_id = '{traced.run.run_id}' AND prompt_id = '{prompt.id}'")
+    edges = traced.df(
+        f"SELECT * FROM edges WHERE run_id = '{traced.run.run_id}' AND prompt_id = '{prompt.id}'"
+    )
     rows = traced.df(
         f"SELECT * FROM row_stats WHERE run_id = '{traced.run.run_id}' AND prompt_id = '{prompt.id}' AND pattern = 'executed'"
     ).set_index(["layer", "head", "q_pos"])
@@ -218,7 +241,11 @@ def test_edges_hold_the_top_keys_of_both_runs_and_row_stats_the_rest(traced: Tra
         stored = torch.zeros(b.shape[:2], dtype=torch.float64)
         for head, query, p in zip(here["head"], here["q_pos"], here["p"], strict=True):
             stored[int(head), int(query)] += p
-        unstored = [rows.loc[(layer, head, query), "unstored_mass"] for head in range(4) for query in range(b.shape[1])]
+        unstored = [
+            rows.loc[(layer, head, query), "unstored_mass"]
+            for head in range(4)
+            for query in range(b.shape[1])
+        ]
         close(unstored, (1 - stored).flatten(), 1e-5)
     assert (~edges["kept"]).any()
     assert set(edges["reason"]) == {"run", "base", "both"}
@@ -272,7 +299,9 @@ def test_selections_decode_to_the_executed_mask_and_maps_to_its_pools(traced: Tr
             padded[:tokens, :tokens] = hand["executed"][head]
             count = torch.ones(size * pool)
             count[tokens:] = 0
-            expected = padded.view(size, pool, size, pool).sum((1, 3)) / count.view(size, pool).sum(1)[:, None]
+            expected = (
+                padded.view(size, pool, size, pool).sum((1, 3)) / count.view(size, pool).sum(1)[:, None]
+            )
             close(decode(bytes(picture["data"]), size), expected, 2e-3)
 
 
@@ -286,7 +315,9 @@ def test_kept_vectors_are_the_models(traced: Traced) -> None:
         ("blocks.1.attn.hook_z", hand["z"]),
         ("blocks.1.hook_resid_pre", hand["resid"][None]),
     ):
-        rows = traced.df(f"SELECT vector FROM activations WHERE {where} AND hook = '{hook}' ORDER BY head, pos")
+        rows = traced.df(
+            f"SELECT vector FROM activations WHERE {where} AND hook = '{hook}' ORDER BY head, pos"
+        )
         ours = np.stack(rows["vector"].to_list())
         close(ours, expected.flatten(0, 1), 5e-3)
 
@@ -315,7 +346,9 @@ def test_scores_are_means_over_the_answer(traced: Traced) -> None:
         f"SELECT metric, value FROM prompt_scores WHERE run_id = '{traced.run.run_id}' AND prompt_id = '{prompt.id}'"
     ).set_index("metric")["value"]
     assert scores["answer_nll"] == pytest.approx(expected, abs=1e-4)
-    assert scores["logit_diff"] == pytest.approx(float(logp[start - 1, ids[0]] - logp[start - 1, prompt.foils[0]]), abs=1e-4)
+    assert scores["logit_diff"] == pytest.approx(
+        float(logp[start - 1, ids[0]] - logp[start - 1, prompt.foils[0]]), abs=1e-4
+    )
 
 
 def test_a_users_metric_is_stored(small: Any, prompts: Any, tmp_path: Path) -> None:
@@ -331,7 +364,9 @@ def test_a_users_metric_is_stored(small: Any, prompts: Any, tmp_path: Path) -> N
     assert seen == [(len(prompts[0].answer_ids), 3000)]
 
 
-def test_restricting_heads_changes_what_is_recorded_and_not_what_runs(small: Any, prompts: Any, tmp_path: Path) -> None:
+def test_restricting_heads_changes_what_is_recorded_and_not_what_runs(
+    small: Any, prompts: Any, tmp_path: Path
+) -> None:
     whole = capture(small, prompts[:1], [POLICY], tmp_path / "whole", progress=False)[1]
     part = capture(small, prompts[:1], [POLICY], tmp_path / "part", heads=["L1H2"], progress=False)[1]
     assert set(part.df("head_stats")["head_name"]) == {"L1H2"}
@@ -395,7 +430,9 @@ def test_an_interrupted_capture_resumes_to_the_same_rows(
             ("predictions", "prompt_id, pos, nll, top1_id"),
         ):
             question = f"SELECT {columns} FROM {table} WHERE run_id = '{{}}' ORDER BY ALL"
-            assert mine.sql(question.format(mine.run_id)).rows == theirs.sql(question.format(theirs.run_id)).rows
+            assert (
+                mine.sql(question.format(mine.run_id)).rows == theirs.sql(question.format(theirs.run_id)).rows
+            )
     question = "SELECT prompt_id, scope, rows, layer, head, write_error, js FROM diffs ORDER BY ALL"
     assert resumed[1].sql(question).df().equals(whole[1].sql(question).df())
 

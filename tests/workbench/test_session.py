@@ -48,7 +48,9 @@ def test_dense_equals_the_bare_model(tiny: Any, family: str, ids: Tensor, kernel
 
 
 @pytest.mark.parametrize("kernel", ["reference", "blocked"])
-def test_a_shape_equals_the_bare_model_under_the_same_mask(tiny: Any, family: str, ids: Tensor, kernel: str) -> None:
+def test_a_shape_equals_the_bare_model_under_the_same_mask(
+    tiny: Any, family: str, ids: Tensor, kernel: str
+) -> None:
     model = tiny(family)
     expected = hf_logits(model, ids, a_shape_mask(ids.shape[1]))
     with under(model, A_SHAPE, kernel=kernel) as execution:
@@ -67,7 +69,9 @@ def test_token_by_token_equals_one_prefill(tiny: Any, family: str, ids: Tensor, 
         steps = [state.logits]
         for position in range(17, ids.shape[1]):
             state = model(
-                input_ids=ids[:, position : position + 1], past_key_values=state.past_key_values, use_cache=True
+                input_ids=ids[:, position : position + 1],
+                past_key_values=state.past_key_values,
+                use_cache=True,
             )
             steps.append(state.logits)
     assert (torch.cat(steps, 1) - whole).abs().max() < EXACT
@@ -115,7 +119,8 @@ def test_padded_dense_generation_equals_the_bare_model(tiny: Any, family: str) -
 
 def settings(model: Any) -> dict[str, Any]:
     hooks = {
-        name: (len(module._forward_hooks), len(module._forward_pre_hooks)) for name, module in model.named_modules()
+        name: (len(module._forward_hooks), len(module._forward_pre_hooks))
+        for name, module in model.named_modules()
     }
     overrides = [name for name, module in model.named_modules() if "forward" in module.__dict__]
     return {
@@ -139,7 +144,7 @@ def test_the_model_is_as_before_after_success_and_after_an_exception(
     with under(model, A_SHAPE):
         hf_logits(model, ids)
     assert settings(model) == before
-    with pytest.raises(KeyError, match="planted"), under(model, A_SHAPE):  # noqa: PT012
+    with pytest.raises(KeyError, match="planted"), under(model, A_SHAPE):
         hf_logits(model, ids)
         raise KeyError("planted")
     assert settings(model) == before
@@ -209,7 +214,9 @@ def test_every_named_hook_fires_once_a_layer_and_the_bridge_equals_the_masked_mo
         fired[hook.name] = fired.get(hook.name, 0) + 1
         return tensor
 
-    names = [f"blocks.{layer}.attn.{name}" for layer in range(len(bridge.blocks)) for name in hook_names(family)]
+    names = [
+        f"blocks.{layer}.attn.{name}" for layer in range(len(bridge.blocks)) for name in hook_names(family)
+    ]
     with under(bridge, A_SHAPE) as execution, pytest.warns(UserWarning, match="reference path"):
         logits = bridge.run_with_hooks(ids, fwd_hooks=[(name, count) for name in names])
     assert (logits - expected).abs().max() < EXACT
@@ -292,12 +299,16 @@ def test_zeroing_a_hook_is_felt_in_every_family(tiny: Any, family: str, ids: Ten
     point = f"blocks.1.attn.{name}"
     with under(bridge, A_SHAPE):
         plain = bridge(ids)
-        zeroed = bridge.run_with_hooks(ids, fwd_hooks=[(point, lambda tensor, hook: torch.zeros_like(tensor))])
+        zeroed = bridge.run_with_hooks(
+            ids, fwd_hooks=[(point, lambda tensor, hook: torch.zeros_like(tensor))]
+        )
     assert (zeroed - plain).abs().max() > 100 * EXACT
 
 
 @pytest.mark.parametrize("name", ["hook_v", "hook_z", "hook_pattern"])
-def test_a_silenced_layer_is_the_same_through_v_z_and_pattern(tiny: Any, family: str, ids: Tensor, name: str) -> None:
+def test_a_silenced_layer_is_the_same_through_v_z_and_pattern(
+    tiny: Any, family: str, ids: Tensor, name: str
+) -> None:
     """Zero values, zero outputs and a zero pattern all leave the layer writing only its output bias."""
     model = tiny(family)
     bridge = bridge_of(model, None)
@@ -342,14 +353,20 @@ def test_a_hook_on_rotated_keys_reaches_later_tokens_through_the_cache(tiny: Any
     def halve(tensor: Tensor, hook: Any) -> Tensor:
         return tensor / 2
 
-    with under(bridge, A_SHAPE), bridge.hooks(fwd_hooks=[("blocks.0.attn.hook_rot_k", halve)]), torch.no_grad():
+    with (
+        under(bridge, A_SHAPE),
+        bridge.hooks(fwd_hooks=[("blocks.0.attn.hook_rot_k", halve)]),
+        torch.no_grad(),
+    ):
         model = bridge.original_model
         whole = model(input_ids=ids, use_cache=False).logits
         state = model(input_ids=ids[:, :20], use_cache=True)
         steps = [state.logits]
         for position in range(20, ids.shape[1]):
             state = model(
-                input_ids=ids[:, position : position + 1], past_key_values=state.past_key_values, use_cache=True
+                input_ids=ids[:, position : position + 1],
+                past_key_values=state.past_key_values,
+                use_cache=True,
             )
             steps.append(state.logits)
     assert (torch.cat(steps, 1) - whole).abs().max() < EXACT
@@ -374,13 +391,19 @@ def test_patching_between_prompts_works_under_a_policy(tiny: Any, family: str, i
             ids,
             fwd_hooks=[
                 (last, lambda tensor, hook: cache[last]),
-                (f"blocks.{len(bridge.blocks) - 1}.hook_attn_out", lambda t, hook: kept.__setitem__("patched", t)),
+                (
+                    f"blocks.{len(bridge.blocks) - 1}.hook_attn_out",
+                    lambda t, hook: kept.__setitem__("patched", t),
+                ),
             ],
         )
         bridge.run_with_hooks(
             other,
             fwd_hooks=[
-                (f"blocks.{len(bridge.blocks) - 1}.hook_attn_out", lambda t, hook: kept.__setitem__("source", t))
+                (
+                    f"blocks.{len(bridge.blocks) - 1}.hook_attn_out",
+                    lambda t, hook: kept.__setitem__("source", t),
+                )
             ],
         )
     assert torch.equal(kept["patched"], kept["source"])

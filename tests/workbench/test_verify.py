@@ -61,7 +61,8 @@ def one_head_is_dense(selection: Selection, call: AttentionCall) -> tuple[Select
 
 @pytest.mark.parametrize("kernel", ["reference", "blocked"])
 @pytest.mark.parametrize(
-    "policy", [POLICY, "sliding_window(window=7)", "vertical_slash(vertical=8,slash=8)", "random(density=0.3)"]
+    "policy",
+    [POLICY, "sliding_window(window=7)", "vertical_slash(vertical=8,slash=8)", "random(density=0.3)"],
 )
 def test_honest_kernels_are_verified_three_times(
     small: Any, prompts: Any, tmp_path: Path, kernel: str, policy: str
@@ -70,7 +71,9 @@ def test_honest_kernels_are_verified_three_times(
     for run in runs:
         assert str(run.verdict) == "verified 3/3", run.verdict
         assert run.verdict is not None
-        assert run.verdict.detail["kernel_rows"] >= 2 * min(ROWS, len(prompts[0].token_ids)) * len(prompts) / 2
+        assert (
+            run.verdict.detail["kernel_rows"] >= 2 * min(ROWS, len(prompts[0].token_ids)) * len(prompts) / 2
+        )
     stored = runs[0].sql("SELECT verify_kernel, verify_logits, verify_calls FROM runs").rows
     assert stored == [(True, True, True)] * 2
 
@@ -112,7 +115,7 @@ def test_a_bridged_session_is_verified_too(small: Any, prompts: Any, tmp_path: P
     from sparselens.workbench.models import wrap
 
     session = wrap(type(small.model)(small.model.config).eval(), small_tokenizer())
-    session.bridge  # noqa: B018 - builds the bridge around the model
+    session.bridge
     (run,) = capture(session, prompts[:1], [POLICY], tmp_path / "t", base=None, verify=True, progress=False)
     assert str(run.verdict) == "verified 3/3"
 
