@@ -52,4 +52,5 @@ def output_linear(module: Any) -> Any:
 
 def residual_norm(hidden: Tensor) -> Tensor:
     """Return ‖hidden‖ over the model dimension in float32: `[..., d_model] -> [...]`."""
-    return torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+    return norm

@@ -89,7 +89,8 @@ class _Layer:
         tokens = self.key.shape[1]
         packed = [data for _, data in self.recorded]
         heads = packed[:1] if all(data == packed[0] for data in packed) else packed
-        return np.stack([keep_rows(data, start, stop, tokens, causal=False) for data in heads])
+        masks: np.ndarray = np.stack([keep_rows(data, start, stop, tokens, causal=False) for data in heads])
+        return masks
 
 
 @dataclass(eq=False)

@@ -108,7 +108,8 @@ def _pattern_js(record: LayerRecord, base: BaseLayer, start: int, stop: int) -> 
     theirs = torch.softmax(record.base_call.scores(start, stop), -1)[0]
     middle = (ours + theirs) / 2
     entropy = torch.special.entr
-    return (entropy(middle) - (entropy(ours) + entropy(theirs)) / 2).sum(-1).mean(-1)
+    divergence: Tensor = (entropy(middle) - (entropy(ours) + entropy(theirs)) / 2).sum(-1).mean(-1)
+    return divergence
 
 
 def _local(record: LayerRecord, base: BaseLayer, name: str, selection: Selection) -> _Scope:

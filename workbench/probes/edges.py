@@ -109,7 +109,8 @@ def _base_weights(record: LayerRecord, head: Tensor, query: Tensor, key: Tensor)
     if base is None or not len(head):
         return torch.zeros(len(head))
     weights = []
-    for part in torch.arange(len(head)).split(_CELLS):
+    for start in range(0, len(head), _CELLS):
+        part = slice(start, start + _CELLS)
         row, column = query[part], key[part]
         scores = (call.query[0, head[part], row] * call.key[0, head[part] // call.group, column]).sum(-1) * call.scale
         if call.softcap is not None:

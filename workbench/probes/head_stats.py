@@ -56,8 +56,8 @@ def _computed(record: LayerRecord) -> np.ndarray:
     if "density_computed" not in record.reuse:
         density = record.selection.density_computed(record.call)[0].expand(record.call.heads)
         record.reuse["density_computed"] = density.float().numpy()
-    computed: np.ndarray = record.reuse["density_computed"]
-    return computed[record.shown_heads]
+    computed: np.ndarray = record.reuse["density_computed"][record.shown_heads]
+    return computed
 
 
 PROBE = Probe(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sparselens.workbench.probe import Columns, LayerRecord, Probe
@@ -12,7 +14,7 @@ def _rows(record: LayerRecord) -> Columns:
     heads = record.shown_heads
     error = record.write_error
 
-    def flat(values: np.ndarray) -> np.ndarray:
+    def flat(values: Any) -> Any:
         return values[heads].reshape(-1)
 
     columns: Columns = {
