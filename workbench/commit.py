@@ -1,4 +1,4 @@
-"""The rows that are not a layer's: predictions, scores, the prompt itself; and committing a prompt to its run."""
+"""The rows that are not a layer's: predictions, scores, the prompt itself, and the part they go to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 
+from sparselens.storage.part import Part
 from sparselens.workbench.probe import Columns
 from sparselens.workbench.prompt import Prompt
 from sparselens.workbench.readout import Predictions
@@ -13,7 +14,7 @@ from sparselens.workbench.run import Making
 
 
 def add_predictions(
-    rows: dict[str, list[Columns]],
+    part: Part,
     found: Predictions,
     affected: np.ndarray,
     prompt: Prompt,
@@ -28,16 +29,18 @@ def add_predictions(
     if last < 1:
         return
     positions: np.ndarray = np.arange(1, last + 1, dtype=np.uint32)
-    rows.setdefault("predictions", []).append(
+    part.add(
+        "predictions",
         {
             "pos": positions,
             "nll": found.nll[:last],
             "top1_id": found.top1_id[:last],
             "top1_p": found.top1_p[:last],
-        }
+        },
     )
     if base_id is not None and not run.is_base:
-        rows.setdefault("token_diffs", []).append(
+        part.add(
+            "token_diffs",
             {
                 "run_a": base_id,
                 "run_b": run.run_id,
@@ -46,53 +49,53 @@ def add_predictions(
                 "nll_change": found.nll_change[:last],
                 "top1_same": found.top1_same[:last],
                 "affected": affected[:last],
-            }
+            },
         )
 
 
-def add_scores(rows: dict[str, list[Columns]], scores: dict[str, float], prompt: Prompt, run: Making) -> None:
+def add_scores(part: Part, scores: dict[str, float], prompt: Prompt, run: Making) -> None:
     """Add the prompt's own numbers to `prompt_scores`; the task is the prompt set's name."""
     names = list(scores)
-    rows.setdefault("prompt_scores", []).append(
+    part.add(
+        "prompt_scores",
         {
             "run_id": run.run_id,
             "task": prompt.prompt_set.partition("(")[0],
             "metric": names,
             "value": np.asarray([scores[name] for name in names]),
-        }
+        },
     )
 
 
-def commit(run: Making, prompt: Prompt, rows: dict[str, list[Columns]]) -> None:
-    """Write everything about a prompt into its run as one part: there in all tables or in none."""
+def part_of(run: Making, prompt: Prompt) -> Part:
+    """Return the part that takes everything about a prompt: left without error, it is there in all tables."""
     if run.writer is None:
         raise ValueError(f"run {run.run_id} is complete")
+    return run.writer.part([prompt.id])
+
+
+def add_prompt(part: Part, prompt: Prompt) -> None:
+    """Add the prompt, its tokens and its spans."""
     tokens = len(prompt.token_ids)
-    with run.writer.part([prompt.id]) as part:
-        part.add("prompts", prompt_columns(prompt))
+    part.add("prompts", prompt_columns(prompt))
+    part.add(
+        "tokens",
+        {
+            "pos": np.arange(tokens, dtype=np.uint32),
+            "token_id": np.asarray(prompt.token_ids, np.uint32),
+            "text": list(prompt.pieces),
+            "is_special": list(prompt.special),
+        },
+    )
+    if prompt.spans:
         part.add(
-            "tokens",
+            "spans",
             {
-                "prompt_id": prompt.id,
-                "pos": np.arange(tokens, dtype=np.uint32),
-                "token_id": np.asarray(prompt.token_ids, np.uint32),
-                "text": list(prompt.pieces),
-                "is_special": list(prompt.special),
+                "name": list(prompt.spans),
+                "start": [start for start, _ in prompt.spans.values()],
+                "stop": [stop for _, stop in prompt.spans.values()],
             },
         )
-        if prompt.spans:
-            part.add(
-                "spans",
-                {
-                    "prompt_id": prompt.id,
-                    "name": list(prompt.spans),
-                    "start": [start for start, _ in prompt.spans.values()],
-                    "stop": [stop for _, stop in prompt.spans.values()],
-                },
-            )
-        for table, blocks in rows.items():
-            for block in blocks:
-                part.add(table, {"prompt_id": prompt.id, **block})
 
 
 def prompt_columns(prompt: Prompt) -> Columns:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sparselens.kernels.kernel import Kernel
 from sparselens.kernels.kernel import kernel as kernel_named
-from sparselens.workbench.commit import add_predictions, add_scores, commit
+from sparselens.workbench.commit import add_predictions, add_prompt, add_scores, part_of
 from sparselens.workbench.generation import continue_greedily
 from sparselens.workbench.keep import Keeper, keeper_of
-from sparselens.workbench.probe import Columns, Probe, probes
+from sparselens.workbench.probe import Columns, Probe, Write, probes
 from sparselens.workbench.progress import Progress
 from sparselens.workbench.projection import OutputProjection
 from sparselens.workbench.prompt import Prompt
@@ -70,31 +70,43 @@ class Job:
         needed = [run for run in self.runs if run in todo or (run is self.base and len(todo) > 0)]
         hidden: dict[str, Tensor] = {}
         affected: dict[str, np.ndarray] = {}
-        tables: dict[str, dict[str, list[Columns]]] = {}
-        for run in needed:
-            bar.says(f"{prompt.name} · {run.policy}")
-            started = time.perf_counter()
-            recorder, hidden[run.run_id] = self._forward(prompt, run, paired=len(needed) > 1)
-            tables[run.run_id], affected[run.run_id] = recorder.tables, recorder.affected_rows()
-            run.seconds += time.perf_counter() - started
-            bar.advance(len(prompt))
-        ids = torch.tensor(prompt.token_ids)
-        base_id = None if self.base is None else self.base.run_id
-        predictions = self.readout.read(hidden, ids, base_id)
-        for run in needed:
-            rows = tables[run.run_id]
-            add_predictions(rows, predictions[run.run_id], affected[run.run_id], prompt, run, base_id)
-            add_scores(
-                rows, self._scores(prompt, hidden[run.run_id], predictions[run.run_id], rows), prompt, run
-            )
-            if run in todo:
-                commit(run, prompt, rows)
+        generated: dict[str, Columns | None] = {}
+        with ExitStack() as stack:
+            # left in the order of the runs: the base is committed first
+            parts = {run.run_id: stack.enter_context(part_of(run, prompt)) for run in reversed(todo)}
+            for run in needed:
+                bar.says(f"{prompt.name} · {run.policy}")
+                started = time.perf_counter()
+                part = parts.get(run.run_id)
+                write = None if part is None else part.add
+                recorder, hidden[run.run_id] = self._forward(prompt, run, write, paired=len(needed) > 1)
+                affected[run.run_id] = recorder.affected_rows()
+                generated[run.run_id] = (
+                    self._generate(prompt, run) if self.options.generate and part else None
+                )
+                run.seconds += time.perf_counter() - started
+                bar.advance(len(prompt))
+            ids = torch.tensor(prompt.token_ids)
+            base_id = None if self.base is None else self.base.run_id
+            predictions = self.readout.read(hidden, ids, base_id)
+            for run in todo:
+                part, found, answer = parts[run.run_id], predictions[run.run_id], generated[run.run_id]
+                if answer is not None:
+                    part.add("generations", answer)
+                add_prompt(part, prompt)
+                add_predictions(part, found, affected[run.run_id], prompt, run, base_id)
+                add_scores(part, self._scores(prompt, hidden[run.run_id], found, answer), prompt, run)
         self.spool.clear()
         bar.finished_prompt()
 
     @torch.no_grad()
-    def _forward(self, prompt: Prompt, run: Making, *, paired: bool) -> tuple[Recorder, Tensor]:
-        """Return what was recorded of one prompt under one run, and the final hidden states `[tokens, d_model]`."""
+    def _forward(
+        self, prompt: Prompt, run: Making, write: Write | None, *, paired: bool
+    ) -> tuple[Recorder, Tensor]:
+        """Record one prompt under one run; returns the recorder and the final hidden states `[tokens, d_model]`.
+
+        Rows go to `write` layer by layer; None where the run has this prompt and only serves as a base.
+        """
         session, model = self.session, self.session.model
         recorder = Recorder(
             prompt=prompt,
@@ -103,15 +115,16 @@ class Job:
             probes=self.probes,
             projections=self.projections,
             spool=self.spool if paired and self.base is not None else None,
+            write=write,
             is_base=run.is_base,
             run_name=run.run_id,
             base_name="" if self.base is None else self.base.run_id,
             heads=self.heads,
         )
         observers: list[Any] = [recorder]
-        keeper: Keeper | None = keeper_of(session, self.options.keep)
-        if keeper is not None:
-            keeper.start(prompt, self.heads)
+        keeper: Keeper | None = None if write is None else keeper_of(session, self.options.keep)
+        if keeper is not None and write is not None:
+            keeper.start(write, self.heads)
             observers.append(keeper)
         if run.verifier is not None:
             run.verifier.start(prompt, run.policy)
@@ -131,11 +144,6 @@ class Job:
         run.dense_calls += execution.dense_calls
         if run.verifier is not None:
             run.verifier.finish(execution, states, self.readout)
-        rows = recorder.tables
-        if keeper is not None:
-            rows.setdefault("activations", []).extend(keeper.rows())
-        if self.options.generate:
-            rows.setdefault("generations", []).append(self._generate(prompt, run))
         return recorder, states
 
     def _generate(self, prompt: Prompt, run: Making) -> Columns:
@@ -156,7 +164,7 @@ class Job:
 
     @torch.no_grad()
     def _scores(
-        self, prompt: Prompt, hidden: Tensor, predictions: Predictions, rows: dict[str, list[Columns]]
+        self, prompt: Prompt, hidden: Tensor, predictions: Predictions, generated: Columns | None
     ) -> dict[str, float]:
         """Return the per-prompt numbers: answer NLL, answer correct, logit difference, the user's own metrics."""
         tokens = len(prompt.token_ids)
@@ -174,7 +182,7 @@ class Job:
                     scores["logit_diff"] = float(logits[0, prompt.answer_ids[0]] - foils)
                 for name, metric in self.options.metrics.items():
                     scores[name] = float(metric(logits, prompt))
-            for generated in rows.get("generations", ()):
+            if generated is not None:
                 correct = generated["correct"][: len(prompt.answer_ids)]
                 scores["answer_generated"] = float(len(correct) == len(prompt.answer_ids) and all(correct))
         return scores

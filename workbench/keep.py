@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,27 +19,26 @@ from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.kernel import Attended
 from sparselens.kernels.selection import Selection
 from sparselens.kernels.statistics import NOTHING, Want
-from sparselens.workbench.probe import Columns
-from sparselens.workbench.prompt import Prompt
+from sparselens.workbench.probe import Columns, Write
 from sparselens.workbench.session import Session, decoder_layers
 
 SHORTHANDS = ("qk", "z", "resid")
+_MAPS = ("hook_attn_scores", "hook_pattern")
 
 
 @dataclass(eq=False)
 class Keeper:
-    """Collects vectors during one forward pass, as an `Observer`; `rows` gives them as columns."""
+    """Takes vectors during one forward pass, as an `Observer`, and hands them on as columns of `activations`."""
 
     session: Session
     shorthands: frozenset[str]
     hook_names: tuple[str, ...]
-    prompt: Prompt | None = None
+    write: Write | None = None
     heads: dict[int, tuple[int, ...]] | None = None
-    kept: list[Columns] = field(default_factory=list)
 
-    def start(self, prompt: Prompt, heads: dict[int, tuple[int, ...]] | None) -> None:
-        """Begin a prompt."""
-        self.prompt, self.heads, self.kept = prompt, heads, []
+    def start(self, write: Write, heads: dict[int, tuple[int, ...]] | None) -> None:
+        """Begin a prompt, whose rows go to `write`."""
+        self.write, self.heads = write, heads
 
     def want(self, call: AttentionCall) -> Want:
         """Return no statistics: vectors are taken as they are."""
@@ -76,10 +75,6 @@ class Keeper:
             for handle in handles:
                 handle.remove()
 
-    def rows(self) -> list[Columns]:
-        """Return what was kept, a block of columns per hook."""
-        return self.kept
-
     def _residual(self, layer: int) -> Any:
         def look(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
@@ -98,15 +93,22 @@ class Keeper:
             elif value.ndim == 3:
                 self._whole(name, layer, value[0])
             else:
-                raise ValueError(f"--keep {name}: its activation has shape {tuple(value.shape)}; one vector a token is kept")
+                raise ValueError(
+                    f"--keep {name}: its activation has shape {tuple(value.shape)}; one vector a token is kept"
+                )
 
         return look
+
+    def _add(self, columns: Columns) -> None:
+        if self.write is None:
+            raise RuntimeError("a keeper sees activations before start()")
+        self.write("activations", columns)
 
     def _by_head(self, hook: str, layer: int, vectors: Tensor, heads: Sequence[int] | range) -> None:
         """Keep `vectors [heads, tokens, width]` of the given heads."""
         shown = list(heads)
         tokens = vectors.shape[1]
-        self.kept.append(
+        self._add(
             {
                 "hook": hook,
                 "layer": layer,
@@ -118,7 +120,7 @@ class Keeper:
 
     def _whole(self, hook: str, layer: int, vectors: Tensor) -> None:
         """Keep `vectors [tokens, width]`."""
-        self.kept.append(
+        self._add(
             {
                 "hook": hook,
                 "layer": layer,
@@ -145,7 +147,12 @@ def keeper_of(session: Session, names: Sequence[str]) -> Keeper | None:
         unknown = [name for name in hooks if name not in known]
         if unknown:
             raise ValueError(
-                f"nothing to keep is called {unknown[0]!r}: give {', '.join(SHORTHANDS)}, or a TransformerLens hook such as"
-                " blocks.0.hook_mlp_out"
+                f"nothing to keep is called {unknown[0]!r}: give {', '.join(SHORTHANDS)}, or a TransformerLens hook"
+                " such as blocks.0.hook_mlp_out"
+            )
+        maps = [name for name in hooks if name.endswith(_MAPS)]
+        if maps:
+            raise ValueError(
+                f"{maps[0]} is a map of tokens × tokens, not a vector a token; keep qk, from which every cell follows"
             )
     return Keeper(session, frozenset(names) & frozenset(SHORTHANDS), hooks)

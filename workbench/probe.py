@@ -27,6 +27,9 @@ from sparselens.workbench.spool import BaseLayer
 
 Columns = dict[str, Any]
 
+Write = Callable[[str, Columns], None]
+"""Takes a block of columns of the table of that name (`sparselens.storage.part.Part.add`)."""
+
 SINK_ROWS = 8
 """`sink_mass` counts rows from this position on: earlier rows have hardly another key to read."""
 

@@ -31,8 +31,13 @@ class Predictions:
     @classmethod
     def empty(cls, tokens: int) -> Predictions:
         """Return arrays to be filled; without change against a base."""
-        nll, top1_p, kl, change = (np.zeros(tokens, np.float32) for _ in range(4))
-        return cls(nll, np.zeros(tokens, np.uint32), top1_p, kl, change, np.ones(tokens, bool))
+
+        def zeros() -> np.ndarray:
+            made: np.ndarray = np.zeros(tokens, np.float32)
+            return made
+
+        ids: np.ndarray = np.zeros(tokens, np.uint32)
+        return cls(zeros(), ids, zeros(), zeros(), zeros(), np.ones(tokens, bool))
 
 
 class Readout:

@@ -15,7 +15,7 @@ from sparselens.kernels.kernel import Attended, Kernel
 from sparselens.kernels.policy import Policy
 from sparselens.kernels.selection import Everything, Selection
 from sparselens.kernels.statistics import NOTHING, Want
-from sparselens.workbench.probe import Columns, LayerRecord, Probe
+from sparselens.workbench.probe import LayerRecord, Probe, Write
 from sparselens.workbench.probes.edges import TOP
 from sparselens.workbench.probes.pooled_maps import CELLS
 from sparselens.workbench.projection import OutputProjection, output_linear, residual_norm
@@ -29,8 +29,9 @@ _COUNTERFACTUAL = frozenset({"entropy", "sink_mass", "previous_mass", "local_mas
 class Recorder:
     """Records the prefill of one prompt under one policy, as an `Observer` of the execution.
 
-    `spool` receives the base's layers while `is_base`, and gives them to a policy's run afterwards. `tables` collects
-    column blocks by table name; the caller writes them. Generated tokens (decode calls) are not recorded.
+    `spool` receives the base's layers while `is_base`, and gives them to a policy's run afterwards. `write` takes the
+    column blocks of every layer as they are made, so that no layer's rows wait for the others; None where nothing is
+    to be recorded (a base that is in the trace already). Generated tokens (decode calls) are not recorded.
     """
 
     prompt: Prompt
@@ -39,12 +40,11 @@ class Recorder:
     probes: Sequence[Probe]
     projections: dict[int, OutputProjection]
     spool: Spool | None
+    write: Write | None
     is_base: bool
     run_name: str
     base_name: str
     heads: dict[int, tuple[int, ...]] | None = None
-    keep: frozenset[str] = frozenset()
-    tables: dict[str, list[Columns]] = field(default_factory=dict)
     reuse: dict[str, Any] = field(default_factory=dict)
     resid_norms: dict[int, Tensor] = field(default_factory=dict)
     affected: Tensor | None = None
@@ -55,7 +55,9 @@ class Recorder:
         """Return the statistics that the probes need of this call."""
         if call.phase == "decode":
             return NOTHING
-        names = frozenset().union(*(probe.statistics for probe in self.probes))
+        names: frozenset[str] = frozenset()
+        if self.write is not None:
+            names = names.union(*(probe.statistics for probe in self.probes))
         self._base = None
         if self.spool is not None and not self.is_base:
             self._base = self.spool.get(call.layer)
@@ -71,7 +73,7 @@ class Recorder:
         if self.spool is not None and self.is_base:
             self._pending[call.layer] = _left_behind(call, attended)
         heads = None if self.heads is None else self.heads.get(call.layer, ())
-        if heads == ():
+        if heads == () or self.write is None:
             return
         record = LayerRecord(
             call=call,
@@ -95,7 +97,7 @@ class Recorder:
         for probe in self.probes:
             columns = probe.rows(record)
             if columns is not None:
-                self.tables.setdefault(probe.table, []).append(columns)
+                self.write(probe.table, columns)
 
     def affected_rows(self) -> Any:
         """Return for each row whether some recorded head dropped a key there: numpy bool `[tokens]`."""

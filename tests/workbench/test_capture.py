@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparselens.storage.mask import keep_rows
+from sparselens.storage.part import Part
 from sparselens.storage.pooled import decode
 from sparselens.storage.reader import connect
 from sparselens.workbench.capture import capture, estimate
@@ -402,25 +403,34 @@ def test_bad_options_leave_no_trace_behind(
     assert not (tmp_path / "t").exists()
 
 
+def test_a_map_cannot_be_kept_as_vectors(prompts: Any, tmp_path: Path, tiny: Any) -> None:
+    from small_tokenizer import small_tokenizer
+
+    from sparselens.workbench.models import wrap
+
+    session = wrap(tiny("llama"), small_tokenizer())
+    with pytest.raises(ValueError, match="map of tokens × tokens"):
+        capture(session, prompts, [], tmp_path / "t", keep=["blocks.0.attn.hook_pattern"], progress=False)
+    assert not (tmp_path / "t").exists()
+
+
 def test_an_interrupted_capture_resumes_to_the_same_rows(
     small: Any, prompts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparselens.workbench import job as module
-
     whole = capture(small, prompts, [POLICY], tmp_path / "whole", progress=False)
-    commit, count = module.commit, 0
+    commit, count = Part._commit, 0
 
-    def fail(*args: Any) -> None:
+    def fail(part: Part) -> None:
         nonlocal count
         count += 1
         if count == 4:  # the second prompt's policy run: its base is in, it is not
             raise KeyboardInterrupt
-        commit(*args)
+        commit(part)
 
-    monkeypatch.setattr(module, "commit", fail)
+    monkeypatch.setattr(Part, "_commit", fail)
     with pytest.raises(KeyboardInterrupt):
         capture(small, prompts, [POLICY], tmp_path / "cut", progress=False)
-    monkeypatch.setattr(module, "commit", commit)
+    monkeypatch.setattr(Part, "_commit", commit)
     assert connect(tmp_path / "cut").sql("SELECT DISTINCT status FROM runs").rows == [("interrupted",)]
     resumed = capture(small, prompts, [POLICY], tmp_path / "cut", resume=True, progress=False)
     for mine, theirs in zip(resumed, whole, strict=True):
