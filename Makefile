@@ -53,7 +53,7 @@ schema: $(READY)
 
 bench: $(READY)
 	@set -e; for file in benchmarks/*.py; do \
-	  case $$file in */_*) continue;; esac; echo "== $$file"; $(BIN)/python "$$file"; done
+	  case $$file in */_*) continue;; esac; echo "== $$file"; $(BIN)/python -P "$$file"; done
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-trace

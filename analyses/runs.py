@@ -10,17 +10,20 @@ _RUNS = "SELECT * FROM runs ORDER BY created_at DESC"
 
 
 def find_run(connection: Connection, name: str) -> dict[str, Any]:
-    """Return the `runs` row of an id, a name, or a policy's call; the newest where several captures share a name.
+    """Return the `runs` row of an id or its beginning, a name, or a policy's call; the newest of equal names.
 
     Raises `ValueError` that lists what the trace has.
     """
     rows = connection.sql(_RUNS).arrow().to_pylist()
     exact = [row for row in rows if row["run_id"] == name]
+    begins = [row for row in rows if len(name) >= 8 and row["run_id"].startswith(name)]
     called = (name, name.removesuffix("()"))
     named = [
         row for row in rows if row["kind"] == "capture" and (row["name"] in called or row["policy"] in called)
     ]
-    found = exact or [row for row in named if row["status"] == "complete"] or named
+    found = exact or [row for row in named if row["status"] == "complete"] or named or begins
+    if found is begins and len(begins) > 1:
+        raise ValueError(f"{len(begins)} runs begin with {name!r}: give more of the id")
     if not found:
         known = ", ".join(f"{row['name']} ({row['run_id']})" for row in rows if row["kind"] == "capture")
         raise ValueError(

@@ -67,7 +67,8 @@ def capture(
     Raises `ValueError` on an empty list of prompts, prompts that are too long or of another tokenizer, unknown heads or
     names to keep, before anything is written.
     """
-    chosen = _chosen(policies, phase)
+    several = [policies] if isinstance(policies, (str, Policy)) else list(policies)
+    chosen = [_labelled(policy, phase) for policy in several]
     prompt_list = session.prompts(prompts)
     if not prompt_list:
         raise ValueError("there is nothing to capture: no prompts were given")
@@ -79,9 +80,8 @@ def capture(
     keeper_of(session, options.keep)
     kernel_named(kernel)
     torch.manual_seed(seed)
-    base_policy = None if base is None else (parse(base) if isinstance(base, str) else base)
-    plan = [(base_policy, True)] if base_policy is not None else []
-    plan += [(policy, False) for policy in chosen]
+    plan = [] if base is None else [(*_labelled(base), True)]
+    plan += [(*policy, False) for policy in chosen]
     card = run_card(session, prompt_list, options, shlex.join(command if command is not None else sys.argv))
     with ExitStack() as stack:
         runs = _open_runs(plan, Path(trace), card, run_name, verify=verify, resume=resume, session=session)
@@ -94,10 +94,12 @@ def capture(
         return [_finish(run, Path(trace)) for run in runs]
 
 
-def _chosen(policies: Sequence[Policy | str] | Policy | str, phase: str | None) -> list[Policy]:
-    several = [policies] if isinstance(policies, (str, Policy)) else list(policies)
-    parsed = [parse(policy) if isinstance(policy, str) else policy for policy in several]
-    return parsed if phase is None else [replace(policy, phase=phase) for policy in parsed]
+def _labelled(policy: Policy | str, phase: str | None = None) -> tuple[Policy, str]:
+    """Return a policy and what to call its run: the text that the user gave, else its call."""
+    parsed = parse(policy) if isinstance(policy, str) else policy
+    if phase is not None:
+        parsed = replace(parsed, phase=phase)
+    return parsed, policy if isinstance(policy, str) and phase is None else str(parsed)
 
 
 def shown_heads(session: Session, options: Options) -> dict[int, tuple[int, ...]] | None:
@@ -120,7 +122,7 @@ def shown_heads(session: Session, options: Options) -> dict[int, tuple[int, ...]
 
 
 def _open_runs(
-    plan: Sequence[tuple[Policy, bool]],
+    plan: Sequence[tuple[Policy, str, bool]],
     trace: Path,
     card: dict[str, Any],
     run_name: str | None,
@@ -132,12 +134,14 @@ def _open_runs(
     runs: list[Making] = []
     several = len(plan) > 1
     base_id: str | None = None
-    for policy, is_base in plan:
-        name = str(policy) if run_name is None else (f"{run_name} {policy}" if several else run_name)
+    for policy, label, is_base in plan:
+        name = label if run_name is None else (f"{run_name} {label}" if several else run_name)
         fields = card | {
             "name": name,
             "policy": str(policy),
             "policy_json": json.dumps(policy.to_json()),
+            "policy_hash": policy.hash,
+            "policy_source": None if _ours(policy) else policy.source_code,
             "phase": policy.phase,
             "off_label": policy.off_label,
             "lookahead": policy.lookahead,
@@ -151,6 +155,11 @@ def _open_runs(
         verifier = Verifier(session) if verify and writer is not None else None
         runs.append(Making(policy, run_id, writer, name, is_base, verifier, done))
     return runs
+
+
+def _ours(policy: Policy) -> bool:
+    """Tell whether a policy is part of the package, so that its source need not be stored with the run."""
+    return type(policy).__module__.startswith("sparselens.kernels.policies.")
 
 
 _SAME = ("name", "policy", "weight_hash", "tokenizer_hash", "kernel", "dtype", "args")

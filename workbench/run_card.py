@@ -32,7 +32,7 @@ def run_card(session: Session, prompts: Sequence[Prompt], options: Options, comm
         "threads": torch.get_num_threads(),
         "seed": options.seed,
         "args": {name: list(value) if isinstance(value, tuple) else value for name, value in args.items()},
-        "prompt_set": ", ".join(dict.fromkeys(prompt.prompt_set for prompt in prompts)),
+        "prompt_set": ", ".join(dict.fromkeys(prompt.metadata.get("set", prompt.prompt_set) for prompt in prompts)),
         "command": command,
         "extra": {
             "n_layers": session.n_layers,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sparselens.workbench.prompt import Prompt
     from sparselens.workbench.provenance import Provenance
     from sparselens.workbench.readout import Readout
+    from sparselens.workbench.run import RunHandle
 
 
 @contextmanager
@@ -158,7 +160,13 @@ class Session:
 
     @cached_property
     def bridge(self) -> TransformerBridge:
-        """The model as a `TransformerBridge` (automatic BOS is off: SparseLens passes ids)."""
+        """The model as a `TransformerBridge` (automatic BOS is off: SparseLens passes ids).
+
+        Raises `RuntimeError` inside a block of `under`: the layers that it would put into the model would not be
+        those that the policy steers.
+        """
+        if any(id(layer) in active.modules for active in ACTIVE.get() for layer in attention_layers(self.model)):
+            raise RuntimeError("build session.bridge before entering `under(...)`: touch it once outside the block")
         return bridge_of(self.model, self.tokenizer)
 
     @cached_property
@@ -274,8 +282,13 @@ class Session:
 
         return read_prompts(source, self.tokenizer, bos=bos, max_tokens=self.max_tokens)
 
-    def capture(self, prompts: Any, **options: Any) -> Any:
-        """Capture base and policies together (see `sparselens.workbench.capture.capture`)."""
+    def capture(self, prompts: Any, policies: Any = (), trace: str | Path = "trace", **options: Any) -> list[RunHandle]:
+        """Capture prompts under a base and policies (`policies`, or one `policy=`) into `trace`; the base's run first.
+
+        Options are those of `sparselens.workbench.capture.capture`.
+        """
         from sparselens.workbench.capture import capture
 
-        return capture(self, prompts, **options)
+        if "policy" in options:
+            policies = options.pop("policy")
+        return capture(self, prompts, policies, trace, **options)

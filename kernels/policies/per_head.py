@@ -36,6 +36,16 @@ class PerHead(Policy):
             self.require(_HEAD.match(head) is not None, f"heads are written L18H6, not {head!r}")
 
     @property
+    def lookahead(self) -> bool:  # type: ignore[override]
+        """As the default."""
+        return self.default.lookahead
+
+    @property
+    def off_label(self) -> bool:  # type: ignore[override]
+        """As the default."""
+        return self.default.off_label
+
+    @property
     def reads_tensors(self) -> bool:
         """As the default."""
         return self.default.reads_tensors

@@ -407,3 +407,16 @@ def test_patching_between_prompts_works_under_a_policy(tiny: Any, family: str, i
             ],
         )
     assert torch.equal(kept["patched"], kept["source"])
+
+
+def test_a_bridge_is_not_built_inside_a_block(tiny: Any) -> None:
+    from small_tokenizer import small_tokenizer
+
+    from sparselens.workbench.models import wrap
+
+    session = wrap(tiny("llama"), small_tokenizer())
+    with session.under(A_SHAPE), pytest.raises(RuntimeError, match="before entering"):
+        session.bridge  # noqa: B018
+    assert not session.bridged
+    session.bridge  # noqa: B018
+    assert session.bridged

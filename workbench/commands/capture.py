@@ -64,8 +64,11 @@ def capture(
     from sparselens.workbench.listing import show
     from sparselens.workbench.models import load
 
-    chosen = [parse(text) for text in policy or []]
-    reference = None if no_base else parse(base)
+    chosen = list(policy or [])
+    for text in chosen:
+        parse(text)
+    parse(base)
+    reference = None if no_base else base
     kernel_named(kernel)
     only = None if layers is None else numbers(layers)
     if reference is None and not chosen:
