@@ -86,7 +86,9 @@ def capture(
     with ExitStack() as stack:
         runs = _open_runs(plan, Path(trace), card, run_name, verify=verify, resume=resume, session=session)
         stack.callback(_interrupt_unfinished, runs)
-        job = Job(session, options, runs, shown, stack.enter_context(spool(Path(trace))))
+        # beside the parts of a run: should this process be killed, resuming the run takes the leftovers away
+        beside = next((run.writer.folder for run in runs if run.writer is not None), None)
+        job = Job(session, options, runs, shown, stack.enter_context(spool(beside)))
         todo = [prompt for prompt in prompt_list if any(prompt.id not in run.done for run in runs)]
         with Progress(len(todo), sum(len(prompt) for prompt in todo) * len(runs), enabled=progress) as bar:
             for prompt in todo:

@@ -139,7 +139,7 @@ class Job:
             execution = stack.enter_context(
                 session.under(run.policy, kernel=self.kernel, observers=observers)
             )
-            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
         run.calls += execution.calls
         run.dense_calls += execution.dense_calls
         if run.verifier is not None:

@@ -62,7 +62,7 @@ class Readout:
     @torch.no_grad()
     def _check(self, model: Any) -> None:
         ids = torch.arange(4, 12, device=next(model.parameters()).device)[None]
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         expected = model(input_ids=ids, use_cache=False).logits.float()
         ours = self.logits(hidden[0])[None]
         if not torch.allclose(ours, expected, rtol=1e-3, atol=1e-3):

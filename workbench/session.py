@@ -57,7 +57,7 @@ def under(
             hooks=dict(hooks),
         )
         stack.enter_context(implementation(hf_model, IMPLEMENTATION))
-        handle = hf_model.base_model.register_forward_pre_hook(_counter(execution))
+        handle = hf_model.get_decoder().register_forward_pre_hook(_counter(execution))
         stack.callback(handle.remove)
         token = ACTIVE.set((*ACTIVE.get(), execution))
         stack.callback(ACTIVE.reset, token)
@@ -106,7 +106,7 @@ def attention_layers(model: Any) -> list[Any]:
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:
     """Return the decoder layers of an HF model, bridged or not, in order."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    decoder = model.get_decoder()
     for name in ("layers", "h", "blocks"):
         layers = getattr(decoder, name, None)
         if layers is not None:

@@ -322,5 +322,5 @@ def _replay(model: Any, ids: Tensor, layers: dict[int, _Layer], *, explicit: boo
     with ExitStack() as stack:
         stack.enter_context(steered(model))
         stack.enter_context(implementation(model, _REPLAY))
-        states: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        states: Tensor = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
     return states
