@@ -13,7 +13,6 @@ forward itself spreads more than 10 % (interquartile range ÷ median); exits wit
 Writes `benchmarks/results/capture.json` (unless `--peers` leaves some out).
 """
 
-
 from __future__ import annotations
 
 import sys
@@ -86,11 +85,11 @@ class Bench:
     def losses(self, hidden: Any) -> Any:
         """NLL of every token from final hidden states, `ROWS` rows of logits at a time."""
         head, target = self.session.model.lm_head, self.ids[0, 1:]
-        parts = [
-            cross_entropy(head(hidden[start : start + ROWS]), target[start : start + ROWS], reduction="none")
-            for start in range(0, len(target), ROWS)
-        ]
-        return torch.cat(parts)
+        found = torch.empty(len(target))  # beforehand: small tensors between large ones would leave holes
+        for start in range(0, len(target), ROWS):
+            rows = slice(start, start + ROWS)
+            found[rows] = cross_entropy(head(hidden[rows]), target[rows], reduction="none")
+        return found
 
     def plain(self) -> None:
         """The bare model."""
