@@ -27,7 +27,7 @@ from sparselens.storage.reader import Connection, connect
 
 REPEATS = 9
 PROMPTS = "needles(length=512,depths=[0.1,0.3,0.5,0.7,0.9],n=20)"
-POLICIES = ("sliding_window(window=64)", "a_shape(sink=4,window=64)", "vertical_slash()")
+POLICIES = ("sliding_window(window=64)", "a_shape(sink=4,window=64)", "vertical_slash(vertical=64,slash=64)")
 RESULTS = Path(__file__).resolve().parent / "results" / "queries.json"
 
 
