@@ -8,6 +8,7 @@ trace does not tell would disagree.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -44,6 +45,7 @@ SELECT q_pos, lse FROM row_stats
 WHERE run_id = $run AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
   AND q_pos >= $start AND q_pos < $stop
 """
+SCORES = "SELECT json_extract(extra, '$.scores[' || $layer || ']') AS scores FROM runs WHERE run_id = $run"
 KEPT = "SELECT hook FROM activations WHERE run_id = $run AND prompt_id = $prompt AND hook = $hook LIMIT 1"
 HEADS = "SELECT max(head) + 1 AS n FROM head_stats WHERE run_id = $run AND prompt_id = $prompt"
 
@@ -138,20 +140,32 @@ def exact_rows(source: Source, run: str, selection: Selection, queries: Window) 
     """
     head = {"run": run, "prompt": selection.prompt, "layer": selection.layer, "head": selection.head}
     query, key = _vectors(source, head, queries)
-    scores = query @ key.T / np.sqrt(query.shape[1])
-    kept = np.arange(len(key))[None, :] <= np.arange(queries.start, queries.stop)[:, None]
+    model = _scores(source, run, selection.layer)
+    scores = query @ key.T * (model.get("scale") or query.shape[1] ** -0.5)
+    if model.get("softcap"):
+        scores = np.tanh(scores / model["softcap"]) * model["softcap"]
+    distance = np.arange(queries.start, queries.stop)[:, None] - np.arange(len(key))[None, :]
+    kept = distance >= 0
     stored = source.first(MASK, **head)
     if stored:
         try:
             kept = mask.keep_rows(stored["data"], queries.start, queries.stop, len(key))
         except ValueError as broken:
             raise SourceError(str(broken)) from broken
+    if model.get("window"):
+        kept = kept & (distance < model["window"])
     scores = np.where(kept, scores, -np.inf)
     top = np.where(kept.any(axis=1), scores.max(axis=1), 0.0)
     weights = np.exp(scores - top[:, None])
     total = weights.sum(axis=1)
     _check(source, head, queries, top + np.log(np.where(total > 0, total, 1.0)))
     return np.asarray(weights / np.where(total > 0, total, 1.0)[:, None])
+
+
+def _scores(source: Source, run: str, layer: int | None) -> dict[str, Any]:
+    """The layer's `scale`, `softcap` and native `window`, as the run recorded them; empty where it did not."""
+    stored = source.first(SCORES, run=run, layer=layer)
+    return json.loads(stored["scores"]) if stored and stored["scores"] else {}
 
 
 def _vectors(source: Source, head: dict[str, Any], queries: Window) -> tuple[Floats, Floats]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparselens.workbench.session import attention_layers
+
 if TYPE_CHECKING:
     from sparselens.workbench.job import Options
     from sparselens.workbench.prompt import Prompt
@@ -32,12 +34,30 @@ def run_card(session: Session, prompts: Sequence[Prompt], options: Options, comm
         "threads": torch.get_num_threads(),
         "seed": options.seed,
         "args": {name: list(value) if isinstance(value, tuple) else value for name, value in args.items()},
-        "prompt_set": ", ".join(dict.fromkeys(prompt.metadata.get("set", prompt.prompt_set) for prompt in prompts)),
+        "prompt_set": ", ".join(
+            dict.fromkeys(prompt.metadata.get("set", prompt.prompt_set) for prompt in prompts)
+        ),
         "command": command,
         "extra": {
             "n_layers": session.n_layers,
             "n_heads": session.n_heads,
             "n_kv_heads": session.n_kv_heads,
             "head_dim": session.head_dim,
+            "scores": _scores(session),
         },
     }
+
+
+def _scores(session: Session) -> list[dict[str, float | None]]:
+    """Return, for each layer, what turns q and k into scores: `scale`, `softcap`, the native `window` (tokens).
+
+    With the selection this is all that a page needs to draw exact cells from kept q and k.
+    """
+    return [
+        {
+            "scale": float(getattr(layer, "scaling", session.head_dim**-0.5)),
+            "softcap": getattr(layer, "attn_logit_softcapping", None),
+            "window": getattr(layer, "sliding_window", None),
+        }
+        for layer in attention_layers(session.model)
+    ]

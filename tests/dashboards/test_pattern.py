@@ -126,3 +126,40 @@ def test_who_reads_a_key_are_the_queries_that_stored_it(pooled_trace: Path, patt
     assert found["way"] == "readers"
     for q, b in zip(found["keys"], found["b"], strict=True):
         assert b is None or b == pytest.approx(patterns[B][1, 2, q, 3], abs=1e-6)
+
+
+def test_exact_cells_of_a_real_capture_with_scale_softcap_and_native_windows(tmp_path: Path) -> None:
+    """A Gemma 3 with its own score scale and windowed layers: exact cells equal the executed attention."""
+    import torch
+    from small_tokenizer import small_tokenizer
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    from sparselens.workbench.capture import capture
+    from sparselens.workbench.models import wrap
+
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=3000, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=9, query_pre_attn_scalar=2, max_position_embeddings=256,
+        layer_types=["sliding_attention", "full_attention"], initializer_range=0.3,
+    )  # fmt: skip
+    session = wrap(Gemma3ForCausalLM(config).eval(), small_tokenizer())
+    prompts = session.prompts(
+        ["seven wizards mix jade and quartz by the river and then they go home again " * 2]
+    )
+    run, sparse = capture(
+        session, prompts, ["a_shape(sink=2,window=5)"], tmp_path / "t", keep=["qk"], progress=False
+    )
+    source = Source(tmp_path / "t")
+    tokens = len(prompts[0])
+    for each in (run, sparse):
+        for layer in (0, 1):
+            at = Selection(prompt=prompts[0].id, layer=layer, head=3)
+            cells = exact_rows(source, each.run_id, at, Window(0, tokens))
+            stored = source.frame(
+                "SELECT q_pos, k_pos, p FROM edges WHERE run_id = $run AND layer = $layer AND head = 3 AND p > 0",
+                run=each.run_id, layer=layer,
+            )  # fmt: skip
+            assert len(stored) > tokens
+            np.testing.assert_allclose(cells[stored["q_pos"], stored["k_pos"]], stored["p"], atol=5e-3)
+            np.testing.assert_allclose(cells.sum(axis=1), 1.0)
