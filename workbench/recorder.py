@@ -15,6 +15,7 @@ from sparselens.kernels.kernel import Attended, Kernel
 from sparselens.kernels.policy import Policy
 from sparselens.kernels.selection import Everything, Selection
 from sparselens.kernels.statistics import NOTHING, Want
+from sparselens.workbench.heap import give_back
 from sparselens.workbench.probe import LayerRecord, Probe, Write
 from sparselens.workbench.probes.edges import TOP
 from sparselens.workbench.probes.pooled_maps import CELLS
@@ -111,10 +112,15 @@ class Recorder:
         return self.kernel.attend(call, Everything(), Want(_COUNTERFACTUAL))
 
     def attention_written(self, layer: int, output: Tensor) -> None:
-        """Receive the attention output `[1, tokens, d_model]` of a layer; completes what the base leaves behind."""
+        """Receive the attention output `[1, tokens, d_model]` of a layer: ends the layer.
+
+        Completes what the base leaves behind, and lets go of everything that belongs to the layer.
+        """
         pending = self._pending.pop(layer, None)
         if pending is not None and self.spool is not None:
             self.spool.put(layer, BaseLayer(**pending, output_norm=residual_norm(output).mean()))
+        self._base = None
+        give_back()
 
 
 def _left_behind(call: AttentionCall, attended: Attended) -> dict[str, Tensor]:
