@@ -1,6 +1,6 @@
 """What a capture costs beside the plain forward pass of the same prompt, in CPU seconds and in peak memory.
 
-    python benchmarks/capture.py [--lengths 512,1024,2048] [--rounds 3] [--no-memory] [--json]
+    python benchmarks/capture.py [--lengths 512,1024,2048] [--memory-lengths 1024,2048] [--rounds 3] [--json]
 
 One process, one thread, real prose, everything warmed first; all peers are timed in turn, round after round,
 so that a slow minute of the machine hits each of them alike. *Plain* is the bare Hugging Face model with SDPA
@@ -13,6 +13,7 @@ forward itself spreads more than 10 % (interquartile range ÷ median); exits wit
 Writes `benchmarks/results/capture.json` (unless `--peers` leaves some out).
 """
 
+# ruff: noqa: E402 - the path is set before anything else is imported
 from __future__ import annotations
 
 import sys
@@ -206,28 +207,28 @@ def spread(times: list[float]) -> float:
 
 
 def rows_of(length: int, times: dict[str, list[float]], memory: dict[str, float]) -> Iterator[dict[str, Any]]:
-    """One row for each peer: seconds, ratio to plain with its spread, memory over plain, and the limits."""
+    """One row for each peer: seconds, ratio to plain, spread, memory over plain, the limits; None if not measured."""
     times = dict(times)
     if {"paired", "dense"} <= set(times):
         both = zip(times["paired"], times["dense"], strict=True)
         times["policy"] = [paired - dense for paired, dense in both]
-    plain = statistics.median(times["plain"])
-    for name, own in times.items():
+    for name in dict.fromkeys([*times, *memory]):
+        own = times.get(name)
+        seconds = None if own is None else statistics.median(own)
+        ratio = None if seconds is None else seconds / statistics.median(times["plain"])
         extra = memory[name] - memory["plain"] if name in memory else None
         row = {
             "length": length,
             "peer": name,
-            "seconds": statistics.median(own),
-            "spread": spread(own),
-            "ratio": statistics.median(own) / plain,
+            "seconds": seconds,
+            "spread": None if own is None else spread(own),
+            "ratio": ratio,
             "ratio_limit": TIME_LIMITS.get(name) if length in TIME_AT else None,
             "peak_mb": memory.get(name),
             "extra_mb": extra,
             "extra_limit": MEMORY_LIMITS.get(length) if name in CAPTURES else None,
         }
-        yield row | {
-            "within": _within(row["ratio"], row["ratio_limit"]) and _within(extra, row["extra_limit"])
-        }
+        yield row | {"within": _within(ratio, row["ratio_limit"]) and _within(extra, row["extra_limit"])}
 
 
 def _within(value: float | None, limit: float | None) -> bool:
@@ -236,42 +237,54 @@ def _within(value: float | None, limit: float | None) -> bool:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    names = ("CPU s", "spread", "× plain", "limit", "MB", "over", "limit")
-    print(f"{'tokens':>6}  {'peer':18}" + "".join(f"{name:>8}" for name in names))
+    columns = {
+        "CPU s": ("seconds", ".2f"),
+        "spread": ("spread", ".1%"),
+        "× plain": ("ratio", ".2f"),
+        "limit": ("ratio_limit", ".1f"),
+        "MB": ("peak_mb", ".0f"),
+        "over": ("extra_mb", ".0f"),
+        "limit MB": ("extra_limit", ".0f"),
+    }
+    print(f"{'tokens':>6}  {'peer':18}" + "".join(f"{name:>9}" for name in columns))
     for row in rows:
-        cells = [f"{row['seconds']:.2f}", f"{row['spread']:.1%}", f"{row['ratio']:.2f}"]
-        cells += [_cell(row[name]) for name in ("ratio_limit", "peak_mb", "extra_mb", "extra_limit")]
+        cells = ["" if row[name] is None else format(row[name], form) for name, form in columns.values()]
         over = "" if row["within"] else "  over the limit"
-        print(f"{row['length']:>6}  {row['peer']:18}" + "".join(f"{cell:>8}" for cell in cells) + over)
+        print(f"{row['length']:>6}  {row['peer']:18}" + "".join(f"{cell:>9}" for cell in cells) + over)
 
 
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}" if abs(value) < 10 else f"{value:.0f}"
-
-
-def measure(lengths: list[int], rounds: int, peers: list[str], *, memory: bool) -> list[dict[str, Any]]:
+def measure(
+    lengths: list[int], memory_lengths: list[int], rounds: int, peers: list[str]
+) -> list[dict[str, Any]]:
     """The rows of every length; RuntimeError when the plain forward is too unsteady to say anything."""
-    taken = {length: peaks(length, peers) if memory else {} for length in lengths}
     torch.set_num_threads(1)
     table: list[dict[str, Any]] = []
     first = Bench(lengths[0])
-    for length in lengths:
-        bench = Bench(length)
-        bench.__dict__["session"] = first.session
-        works = chosen(bench, peers)
-        if "transformer_lens" in works:
-            bench.__dict__["bridge"] = first.bridge
-        for peer in works:
-            bench.warm(peer)
-        with torch.no_grad():
-            times = in_turn(works, rounds)
-        wobble = spread(times["plain"])
-        if wobble > SPREAD:
-            raise RuntimeError(
-                f"the plain forward of {length} tokens spreads {wobble:.1%}, more than {SPREAD:.0%}: nothing to report"
-            )
-        table += rows_of(length, times, taken[length])
+    for length in sorted({*lengths, *memory_lengths}):
+        times = {}
+        if length in lengths:
+            bench = Bench(length)
+            bench.__dict__["session"] = first.session
+            works = chosen(bench, peers)
+            if "transformer_lens" in works:
+                bench.__dict__["bridge"] = first.bridge
+            for peer in works:
+                bench.warm(peer)
+            with torch.no_grad():
+                times = in_turn(works, rounds)
+            wobble = spread(times["plain"])
+            if wobble > SPREAD:
+                raise RuntimeError(
+                    f"the plain forward of {length} tokens spreads {wobble:.1%}, more than {SPREAD:.0%}:"
+                    " nothing to report"
+                )
+        table += rows_of(length, times, peaks(length, peers) if length in memory_lengths else {})
     return table
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers separated by commas."""
+    return [int(part) for part in text.split(",") if part]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -282,11 +295,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lengths", default="512,1024,2048", help="tokens, separated by commas")
     parser.add_argument("--rounds", type=int, default=3, help="rounds after the warm-up, at least 3")
     parser.add_argument("--peers", default="", help="only these, separated by commas (plain is always there)")
-    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
+    parser.add_argument(
+        "--memory-lengths", help="where peak memory is measured [the lengths]; '' for nowhere"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    lengths = [int(part) for part in given.lengths.split(",")]
+    lengths = numbers(given.lengths)
+    memory_lengths = lengths if given.memory_lengths is None else numbers(given.memory_lengths)
     if given.peak:
         print(peak(given.peak, lengths[0]))
         return 0
@@ -295,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     load = os.getloadavg()[0]
     peers = given.peers.split(",") if given.peers else []
     try:
-        table = measure(lengths, given.rounds, peers, memory=not given.no_memory)
+        table = measure(lengths, memory_lengths, given.rounds, peers)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -109,7 +109,9 @@ class Recorder:
         """Return the dense attention on the same queries and keys; the executed one where that was dense."""
         if isinstance(selection, Everything):
             return attended
-        return self.kernel.attend(call, Everything(), Want(_COUNTERFACTUAL))
+        dense = self.kernel.attend(call, Everything(), Want(_COUNTERFACTUAL))
+        dense.output = dense.output[:, :, :0].clone()  # nobody asks what it would have written
+        return dense
 
     def attention_written(self, layer: int, output: Tensor) -> None:
         """Receive the attention output `[1, tokens, d_model]` of a layer: ends the layer.

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparselens.storage.rows import Coded
 from sparselens.workbench.probe import Columns, LayerRecord, Probe
 
 TOP = 8
 MIN_P = 0.01
-_CELLS = 1 << 17
+_CELLS = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ def _own_edges(record: LayerRecord) -> Edges:
     return Edges(
         head,
         query,
-        index[head, query, slot].long(),
+        index[head, query, slot],
         weight[head, query, slot],
         None,
         from_run=yes,
@@ -70,7 +71,7 @@ def _union(record: LayerRecord) -> Edges:
     if base is None:
         raise ValueError("the base run has no base")
     own = _own_edges(record)
-    index, base_weight = base.top_index.long(), base.top_weight
+    index, base_weight = base.top_index, base.top_weight
     gathered = record.statistic("gathered")
 
     known = index[own.head, own.query] == own.key[:, None]
@@ -111,24 +112,30 @@ def _base_weights(record: LayerRecord, head: Tensor, query: Tensor, key: Tensor)
     weights = []
     for start in range(0, len(head), _CELLS):
         part = slice(start, start + _CELLS)
-        row, column = query[part], key[part]
-        scores = (call.query[0, head[part], row] * call.key[0, head[part] // call.group, column]).sum(-1) * call.scale
+        row, column = query[part], key[part].long()
+        scores = (call.query[0, head[part], row] * call.key[0, head[part] // call.group, column]).sum(
+            -1
+        ) * call.scale
         if call.softcap is not None:
             scores = torch.tanh(scores / call.softcap) * call.softcap
         weights.append((scores - base.lse[head[part], row]).exp())
     return torch.cat(weights)
 
 
-_REASONS = np.asarray(["run", "base", "both"], object)
+_REASONS = ("run", "base", "both")
 
 
 def _rows(record: LayerRecord) -> Columns:
     edges = edges_of(record)
-    shown = torch.isin(edges.head, torch.as_tensor(record.shown_heads)) if record.heads is not None else slice(None)
+    shown = (
+        torch.isin(edges.head, torch.as_tensor(record.shown_heads))
+        if record.heads is not None
+        else slice(None)
+    )
     weight = edges.weight[shown]
     base_weight = None if edges.base_weight is None else edges.base_weight[shown]
     own, theirs = edges.from_run[shown], edges.from_base[shown]
-    reason = torch.where(own & theirs, 2, torch.where(own, 0, 1)).numpy()
+    reason = torch.where(own, torch.where(theirs, 2, 0), 1).int().numpy()
     columns: Columns = {
         "layer": record.layer,
         "head": edges.head[shown].numpy().astype(np.uint16),
@@ -137,7 +144,7 @@ def _rows(record: LayerRecord) -> Columns:
         "p": weight.numpy(),
         "p_base": (weight if base_weight is None else base_weight).numpy(),
         "kept": (weight > 0).numpy(),
-        "reason": _REASONS[reason],
+        "reason": Coded(reason, _REASONS),
     }
     return columns
 
