@@ -14,6 +14,9 @@ from sparselens.analyses.interval import Interval, clustered_mean
 from sparselens.storage.reader import Connection
 
 SCOPE = "end_to_end"
+ROLES = ("retrieval", "induction", "previous_token", "duplicate_token", "sink_rate")
+"""Scores that a head's line names, where they are at least `NAMED`."""
+NAMED = 0.1
 
 
 @cache
@@ -59,10 +62,11 @@ class Comparison:
         return clustered_mean(values["value"].to_numpy(), values["cluster"].to_pylist())
 
     def _roles(self) -> dict[tuple[int, int], str]:
-        found: dict[tuple[int, int], list[str]] = {}
+        """Return the roles of every head that was scored under A's policy on A's weights."""
+        found: dict[tuple[int, int], dict[str, float]] = {}
         for row in self.ask("roles").to_pylist():
-            found.setdefault((row["layer"], row["head"]), []).append(f"{row['metric']} {row['value']:.2f}")
-        return {head: ", ".join(scores[:3]) for head, scores in found.items()}
+            found.setdefault((row["layer"], row["head"]), {})[row["metric"]] = row["value"]
+        return {head: _spoken(scores) for head, scores in found.items()}
 
     def score(self, metric: str) -> tuple[Interval, Interval, Interval] | None:
         """Return a per-prompt score under A, under B, and its paired change; None where it was not recorded."""
@@ -89,3 +93,17 @@ class Comparison:
         """Return a column of `token_changes` (per-prompt means over tokens) with its interval."""
         table = self.ask("token_changes")
         return clustered_mean(table[column].to_numpy(zero_copy_only=False), table["cluster"].to_pylist())
+
+
+def _spoken(scores: dict[str, float]) -> str:
+    """Return a head's role scores as words; a score that a change of gap halves is said with its worst gap."""
+    words = []
+    for name in ROLES:
+        value = scores.get(name)
+        if value is None or value < NAMED:
+            continue
+        worst = scores.get(f"{name}_min_gap", value)
+        words.append(
+            f"{name} {value:.2f}" + (f" ({worst:.2f} at its worst gap)" if worst < value / 2 else "")
+        )
+    return ", ".join(words) or f"no role score of {NAMED:g} or more"

@@ -48,10 +48,13 @@ SELECT avg(density) AS density, avg(density_computed) AS density_computed, count
 FROM head_stats WHERE run_id = $run AND pattern = 'executed' AND rows = 'all';
 
 -- name: roles
-SELECT layer, head, metric, value FROM head_scores
-WHERE run_id IN ($run_a, $run_b) AND head IS NOT NULL
-QUALIFY row_number() OVER (PARTITION BY layer, head, metric ORDER BY analysis_id DESC) = 1
-ORDER BY layer, head, value DESC;
+SELECT s.layer, s.head, s.metric, s.value
+FROM head_scores s JOIN runs w ON w.run_id = s.analysis_id JOIN runs a ON a.run_id = $run_a
+WHERE s.head IS NOT NULL
+  AND (s.run_id = a.run_id
+       OR (w.weight_hash = a.weight_hash AND w.tokenizer_hash = a.tokenizer_hash AND w.policy = a.policy))
+QUALIFY row_number() OVER (PARTITION BY s.layer, s.head, s.metric ORDER BY w.created_at DESC, w.run_id DESC) = 1
+ORDER BY s.layer, s.head;
 
 -- name: fill_diffs
 SELECT $run_a AS run_a, $run_b AS run_b, prompt_id, 'end_to_end' AS scope, b.rows, b.layer, b.head, b.n_rows,

@@ -1,0 +1,252 @@
+"""Analyses: one question a file in this folder, found by its constant `ANALYSIS`; nothing else lists it.
+
+An analysis runs a `Session` or reads the tables of a trace. Its rows go back into the trace as a run of kind
+`analysis`, all at once when it ends. Equal arguments on the same weights are answered by the run that is there.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparselens.storage.trace import Run, Trace
+from sparselens.storage.writer import RunWriter
+
+if TYPE_CHECKING:
+    from sparselens.workbench.session import Session
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an analysis found: column blocks by `(table, columns)`, and fields of the run's record.
+
+    Rows of tables with a `run_id` lack it: `Analysis.run` fills in the run that they are about.
+    """
+
+    rows: list[tuple[str, dict[str, Any]]]
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an analysis is given: the session (None for one that reads tables), the trace, its parameters."""
+
+    session: Session | None
+    trace: Trace
+    parameters: Any
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the command prints of an analysis: a table and notes under it."""
+
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One question that is asked of a model or of a trace.
+
+    `parameters` is a frozen dataclass whose fields are the arguments and all have defaults; its `__post_init__`
+    refuses values that make no sense. `find` answers; `cost` says beforehand what that takes; `show` turns the
+    stored rows of an analysis run into what is printed. `needs_model` False: it reads tables only.
+    """
+
+    name: str
+    question: str
+    parameters: type[Any]
+    find: Callable[[Setting], Findings]
+    cost: Callable[[Setting], str]
+    show: Callable[[Trace, str, Mapping[str, Any]], Shown]
+    needs_model: bool = True
+
+    def run(
+        self,
+        session: Session | None,
+        trace: str | Path | Trace,
+        *,
+        again: bool = False,
+        progress: bool = False,
+        **arguments: Any,
+    ) -> str:
+        """Answer the question, store the rows in `trace`, and return the id of the analysis run.
+
+        A complete run of the same arguments, weights and tokenizer is returned as it is unless `again`. Raises
+        `ValueError` for unknown arguments, and where a session is needed and missing; then nothing is written.
+        """
+        setting = self.setting(session, trace, progress=progress, **arguments)
+        done = self.done(setting)
+        if done is not None and not again:
+            return done.run_id
+        findings = self.find(setting)
+        subject = self._subject(setting, findings.record, done)
+        meta = {
+            "kind": "analysis",
+            "name": self.name,
+            "args": asdict(setting.parameters),
+            "parents": [subject] if subject else [],
+            **_model_card(setting.session),
+            **findings.record,
+        }
+        with RunWriter.start(setting.trace, meta={k: v for k, v in meta.items() if k != "seconds"}) as run:
+            about = {"run_id": subject or run.run_id}
+            with run.part([]) as part:
+                for table, columns in findings.rows:
+                    part.add(table, about | columns)
+            run.finish({"extra": {**findings.record.get("extra", {}), "subject": about["run_id"]}})
+        return run.run_id
+
+    def setting(
+        self, session: Session | None, trace: str | Path | Trace, *, progress: bool = False, **arguments: Any
+    ) -> Setting:
+        """Return what `find` takes: arguments checked, the trace opened (made, where a model is run)."""
+        if self.needs_model and session is None:
+            raise ValueError(f"the analysis {self.name} runs a model: give one")
+        if not isinstance(trace, Trace):
+            trace = Trace.create(trace) if self.needs_model else Trace.open(trace)
+        return Setting(session if self.needs_model else None, trace, self.settle(arguments), progress)
+
+    def settle(self, arguments: Mapping[str, Any]) -> Any:
+        """Return the parameters with these values; `ValueError` on an unknown name or a value of another type."""
+        known = self.defaults()
+        for name in arguments:
+            if name not in known:
+                raise ValueError(
+                    f"{self.name} has no parameter {name!r}; it has {', '.join(known) or 'none'}"
+                )
+        typed = {name: _typed(self.name, name, value, known[name]) for name, value in arguments.items()}
+        return self.parameters(**typed)
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the parameters and their defaults."""
+        return {
+            each.name: None if each.default is MISSING else each.default for each in fields(self.parameters)
+        }
+
+    def done(self, setting: Setting) -> Run | None:
+        """Return the newest complete run of the same arguments on the same weights and tokenizer, if any."""
+        card = _model_card(setting.session)
+        same = {name: card[name] for name in ("weight_hash", "tokenizer_hash", "dtype") if name in card}
+        args = json.loads(json.dumps(asdict(setting.parameters)))
+        found = [
+            run
+            for run in setting.trace.runs()
+            if run.status == "complete"
+            and (run.record.kind, run.record.name) == ("analysis", self.name)
+            and run.record.args == args
+            and all(getattr(run.record, name) == value for name, value in same.items())
+        ]
+        return found[-1] if found else None
+
+    @staticmethod
+    def _subject(setting: Setting, record: Mapping[str, Any], done: Run | None) -> str | None:
+        """Return the run that the rows are about: of the same weights, tokenizer and policy; None: itself.
+
+        An analysis that is done again stays about the same run, so that the newer rows take the older ones' place.
+        """
+        if done is not None:
+            return str(done.record.extra["subject"])
+        if setting.session is None:
+            return str(record["parents"][0])
+        source = setting.session.provenance
+        wanted = (source.weight_hash, source.tokenizer_hash, record["policy"])
+        found = [
+            run.run_id
+            for run in setting.trace.runs()
+            if run.record.kind == "capture"
+            and run.status == "complete"
+            and (run.record.weight_hash, run.record.tokenizer_hash, run.record.policy) == wanted
+        ]
+        return found[-1] if found else None
+
+
+def _model_card(session: Session | None) -> dict[str, Any]:
+    """Return the fields of a run's record that say which model ran, and where."""
+    if session is None:
+        return {}
+    from torch import get_num_threads
+
+    source = session.provenance
+    return {
+        "model": source.name,
+        "model_revision": source.revision,
+        "weight_hash": source.weight_hash,
+        "quantisation": source.quantisation,
+        "tokenizer_hash": source.tokenizer_hash,
+        "template_hash": source.template_hash,
+        "dtype": str(session.dtype).removeprefix("torch."),
+        "device": str(session.device),
+        "threads": get_num_threads(),
+    }
+
+
+@cache
+def analyses() -> Mapping[str, Analysis]:
+    """Return every analysis by name: the files here that assign `ANALYSIS`; a name used twice raises."""
+    return found_in(FOLDER, "sparselens.analyses")
+
+
+def found_in(folder: Path, package: str) -> dict[str, Analysis]:
+    """Return the analyses of a folder whose files are modules of `package`."""
+    found: dict[str, Analysis] = {}
+    for path in sorted(folder.glob("*.py")):
+        if not _has_one(path):
+            continue
+        analysis: Analysis = import_module(f"{package}.{path.stem}").ANALYSIS
+        if analysis.name in found:
+            raise ValueError(f"two analyses are named {analysis.name!r}: {path.name} and another file")
+        found[analysis.name] = analysis
+    return found
+
+
+def _has_one(path: Path) -> bool:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(
+        isinstance(node, ast.Assign)
+        and any(isinstance(target, ast.Name) and target.id == "ANALYSIS" for target in node.targets)
+        for node in body
+    )
+
+
+def parse(call: str) -> tuple[Analysis, dict[str, Any]]:
+    """Return the analysis and the arguments of a call such as `roles(gaps=[0,50],sequences=8)`.
+
+    Raises `ValueError` in one line for what cannot be read, and for a name that does not exist.
+    """
+    try:
+        tree = ast.parse(call.strip() if "(" in call else f"{call.strip()}()", mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"{call!r} cannot be read as an analysis: {error.msg}") from error
+    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
+        raise ValueError(f"{call!r} is not an analysis; write it as a call, such as roles(sequences=8)")
+    name = tree.func.id
+    if name not in analyses():
+        raise ValueError(f"no analysis named {name!r}; there are {', '.join(analyses())}")
+    try:
+        return analyses()[name], {str(each.arg): ast.literal_eval(each.value) for each in tree.keywords}
+    except ValueError as error:
+        raise ValueError(f"{call!r}: values are numbers, quoted words and lists of them") from error
+
+
+def _typed(owner: str, name: str, value: Any, default: Any) -> Any:
+    """`value` in the type of `default`: one item where a list is meant, a whole number as a float."""
+    if isinstance(default, tuple):
+        items = tuple(value) if isinstance(value, tuple | list) else (value,)
+        if not items:
+            raise ValueError(f"{owner}: {name} is an empty list")
+        return tuple(_typed(owner, name, item, default[0]) for item in items)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"{owner}: {name} is a {type(default).__name__}, not {value!r}")
+    return value
