@@ -9,12 +9,14 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparselens.analyses.runs import find_run
+from sparselens.storage.reader import connect
 from sparselens.storage.trace import Run, Trace
 from sparselens.storage.writer import RunWriter
 
@@ -59,7 +61,8 @@ class Analysis:
 
     `parameters` is a frozen dataclass whose fields are the arguments and all have defaults; its `__post_init__`
     refuses values that make no sense. `find` answers; `cost` says beforehand what that takes; `show` turns the
-    stored rows of an analysis run into what is printed. `needs_model` False: it reads tables only.
+    stored rows of an analysis run into what is printed. `needs_model` False: it reads the tables of a run, which
+    its parameters call `run`.
     """
 
     name: str
@@ -114,7 +117,12 @@ class Analysis:
             raise ValueError(f"the analysis {self.name} runs a model: give one")
         if not isinstance(trace, Trace):
             trace = Trace.create(trace) if self.needs_model else Trace.open(trace)
-        return Setting(session if self.needs_model else None, trace, self.settle(arguments), progress)
+        parameters = self.settle(arguments)
+        if self.needs_model:
+            return Setting(session, trace, parameters, progress)
+        with connect(trace.path) as connection:  # the run itself: another one may bear the name tomorrow
+            run_id = find_run(connection, parameters.run)["run_id"]
+        return Setting(None, trace, replace(parameters, run=run_id), progress)
 
     def settle(self, arguments: Mapping[str, Any]) -> Any:
         """Return the parameters with these values; `ValueError` on an unknown name or a value of another type."""

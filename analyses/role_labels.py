@@ -11,18 +11,20 @@ THRESHOLD = 0.4
 def labels(scores: Mapping[str, float], threshold: float = THRESHOLD) -> list[str]:
     """Return the labels of a head with these scores (metrics of `analyse roles`).
 
-    An induction or duplicate-token head keeps its score at every gap. A head that has it at some gap and less than
-    half of it at another looks back by a fixed offset, and is refused the name.
+    An induction or duplicate-token head keeps its score at every gap; others are refused the name. One that has it at
+    one gap and less than a quarter of the threshold at all others looks back by a fixed offset.
     """
     found = []
     if scores.get("previous_token", 0.0) >= threshold:
         found.append("previous-token head")
-    for metric, name in (("induction", "induction head"), ("duplicate_token", "duplicate-token head")):
-        by_gap = [value for key, value in scores.items() if key.startswith(f"{metric}_gap")]
-        if not by_gap:
+    for metric, name in (("induction", "induction"), ("duplicate_token", "duplicate-token")):
+        by_gap = sorted(value for key, value in scores.items() if key.startswith(f"{metric}_gap"))
+        if not by_gap or by_gap[-1] < threshold:
             continue
-        if min(by_gap) >= threshold:
-            found.append(name if len(by_gap) > 1 else f"{name}? (one gap)")
-        elif max(by_gap) >= threshold and min(by_gap) < threshold / 2:
-            found.append(f"fixed-offset head, not {name.replace(' head', '')}")
+        if by_gap[0] >= threshold:
+            found.append(f"{name} head" if len(by_gap) > 1 else f"{name} head? (one gap)")
+        elif by_gap[-2] < threshold / 4:
+            found.append(f"fixed-offset head, not {name}")
+        else:
+            found.append(f"depends on the gap, not {name}")
     return found

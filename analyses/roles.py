@@ -272,7 +272,7 @@ def show(trace: Trace, analysis_id: str, options: Mapping[str, Any]) -> Shown:
 def _rules(threshold: float) -> str:
     return (
         f"labels: previous-token heads score {threshold:g} or more; induction and duplicate-token heads do so at every"
-        " gap; a head that does so at some gap but falls below half of it at another is a fixed-offset head"
+        f" gap; one that does so at one gap and has less than {threshold / 4:g} at the others is a fixed-offset head"
     )
 
 

@@ -182,6 +182,13 @@ def test_a_fixed_offset_head_scores_at_its_own_gap_and_is_refused_the_label(
     ) == ["induction head? (one gap)"]  # the trap: with one gap alone nobody could tell
 
 
+def test_a_score_that_fades_with_the_gap_is_no_fixed_offset_and_no_induction_head() -> None:
+    fading = {"induction_gap0": 0.6, "induction_gap7": 0.4, "induction_gap30": 0.2}
+    assert labels(fading) == ["depends on the gap, not induction"]
+    assert labels(fading, threshold=0.2) == ["induction head"]
+    assert labels(fading, threshold=0.7) == []
+
+
 def test_a_planted_previous_token_head_and_a_uniform_one_are_told_apart(
     planted: dict[tuple[str, int], Any],
 ) -> None:
