@@ -111,6 +111,7 @@ class Recorder:
             return attended
         dense = self.kernel.attend(call, Everything(), Want(_COUNTERFACTUAL))
         dense.output = dense.output[:, :, :0].clone()  # nobody asks what it would have written
+        give_back()
         return dense
 
     def attention_written(self, layer: int, output: Tensor) -> None:
