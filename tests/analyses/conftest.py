@@ -6,24 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 POLICY = "a_shape(sink=2,window=9)"
 
 
 @pytest.fixture(scope="session")
 def small() -> Any:
-    from small_tokenizer import small_tokenizer
+    from small_session import small_session
 
-    from sparselens.workbench.models import wrap
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=3000, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3,
-    )  # fmt: skip
-    return wrap(LlamaForCausalLM(config).eval(), small_tokenizer())
+    return small_session()
 
 
 @pytest.fixture(scope="session")

@@ -71,16 +71,9 @@ def smollm2() -> Any:
 @pytest.fixture(scope="session")
 def small() -> Any:
     """A session on a small random Llama (2 layers, 4 heads in 2 groups, 256 positions) with the small tokenizer."""
-    from small_tokenizer import small_tokenizer
+    from small_session import small_session
 
-    from sparselens.workbench.models import wrap
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=3000, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3,
-    )  # fmt: skip
-    return wrap(LlamaForCausalLM(config).eval(), small_tokenizer())
+    return small_session()
 
 
 @pytest.fixture(scope="session")
