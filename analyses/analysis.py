@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
@@ -91,6 +92,7 @@ class Analysis:
         done = self.done(setting)
         if done is not None and not again:
             return done.run_id
+        started = time.monotonic()
         findings = self.find(setting)
         subject = self._subject(setting, findings.record, done)
         meta = {
@@ -101,12 +103,13 @@ class Analysis:
             **_model_card(setting.session),
             **findings.record,
         }
-        with RunWriter.start(setting.trace, meta={k: v for k, v in meta.items() if k != "seconds"}) as run:
+        with RunWriter.start(setting.trace, meta=meta) as run:
             about = {"run_id": subject or run.run_id}
             with run.part([]) as part:
                 for table, columns in findings.rows:
                     part.add(table, about | columns)
-            run.finish({"extra": {**findings.record.get("extra", {}), "subject": about["run_id"]}})
+            extra = {**findings.record.get("extra", {}), "subject": about["run_id"]}
+            run.finish({"extra": extra, "seconds": time.monotonic() - started})
         return run.run_id
 
     def setting(

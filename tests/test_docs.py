@@ -16,6 +16,7 @@ import torch
 from typer.main import get_command
 
 import sparselens
+from sparselens.analyses.analysis import analyses
 from sparselens.dashboards.selection import CHOICES, READERS
 from sparselens.dashboards.shell import KEYS
 from sparselens.kernels.call import Allowed, AttentionCall
@@ -38,6 +39,7 @@ THINGS = {
     "probe": sorted(probes()),
     "prompt set": sorted(prompt_sets()),
     "needle family": sorted(FAMILIES),
+    "analysis": sorted(analyses()),
 }
 
 
