@@ -145,9 +145,15 @@ class Analysis:
         }
 
     def done(self, setting: Setting) -> Run | None:
-        """Return the newest complete run of the same arguments on the same weights and tokenizer, if any."""
+        """Return the newest complete run of the same arguments, weights, tokenizer and policy source, if any."""
         card = _model_card(setting.session)
-        same = {name: card[name] for name in ("weight_hash", "tokenizer_hash", "dtype") if name in card}
+        same: dict[str, Any] = {
+            name: card[name] for name in ("weight_hash", "tokenizer_hash", "dtype") if name in card
+        }
+        if hasattr(setting.parameters, "policy"):  # its file may have changed under the same name
+            from sparselens.kernels.policy import parse as parse_policy
+
+            same["policy_hash"] = parse_policy(setting.parameters.policy).hash
         args = json.loads(json.dumps(asdict(setting.parameters)))
         found = [
             run

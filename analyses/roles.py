@@ -75,6 +75,7 @@ def find(setting: Setting) -> Findings:
         "policy": chosen.policy,
         "policy_json": json.dumps(policy.to_json()),
         "policy_hash": policy.hash,
+        "policy_source": policy.source_code if ".py:" in chosen.policy else None,
         "phase": policy.phase,
         "off_label": policy.off_label,
         "lookahead": policy.lookahead,

@@ -97,7 +97,7 @@ HEAD_SCORES = Table(
         LOW,
         HIGH,
         Column("prompt_set", NAME, "", "prompts it is over", True),
-        Column("rows", NAME, "", ROWS.meaning, True),
+        Column("rows", NAME, "", f"{ROWS.meaning}; `from N`, the rows from position N on", True),
         Column("params", NAME, "JSON", "parameters of the metric", True),
         Column("definition", NAME, "", "the metric in one sentence", True),
         ANALYSIS,

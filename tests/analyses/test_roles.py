@@ -371,6 +371,26 @@ def test_equal_arguments_are_answered_once_unless_asked_again(small: Any, analys
     assert ANALYSIS.run(small, path, **{**QUICK, "policy": "dense()"}) == anew
 
 
+def test_a_policy_whose_source_changed_is_measured_anew(small: Any, tmp_path: Path) -> None:
+    text = """import sparselens as sl
+
+@sl.policy
+def near(call, memory):
+    return call.query_positions[:, None, :, None] - call.key_positions[:, None, None, :] < {window}
+"""
+    found = []
+    for window in (16, 90):
+        (tmp_path / "near.py").write_text(text.format(window=window))
+        policy = f"{tmp_path / 'near.py'}:near"
+        found.append(ANALYSIS.run(small, tmp_path / "t", policy=policy, **QUICK))
+        assert ANALYSIS.run(small, tmp_path / "t", policy=policy, **QUICK) == found[-1]
+    assert found[0] != found[1]
+    with connect(tmp_path / "t") as trace:
+        ask = "SELECT min(value) FROM head_scores_history WHERE metric = 'induction_reachable' AND analysis_id = $id"
+        assert [trace.sql(ask, {"id": run_id}).rows[0][0] for run_id in found] == [0, None]
+        assert "call.query_positions" in trace.sql("SELECT policy_source FROM runs").rows[0][0]
+
+
 def test_the_order_of_the_prompts_does_not_matter(small: Any) -> None:
     prompts = planned(small, Roles(**QUICK)).repeats[1].prompts
 
