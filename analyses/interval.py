@@ -54,22 +54,32 @@ def clustered_mean(
     return Interval(mean, float(low), float(high), len(numbers), n_clusters)
 
 
-def clustered_means(values: Any, clusters: Sequence[str] | Any, *, seed: int = 0) -> tuple[Any, Any, Any]:
+def clustered_means(
+    values: Any, clusters: Sequence[str] | Any, *, strata: Sequence[int] | None = None, seed: int = 0
+) -> tuple[Any, Any, Any]:
     """Return mean, low and high `[columns]` of each column of `values [n, columns]`: `clustered_mean` of each.
 
-    All columns share their draws. Nothing may be missing.
+    All columns share their draws. `strata [n]`: parts of the design, such as gaps; clusters are drawn within them, so
+    that a difference between parts is not taken for chance. NaN bounds where a part has one cluster. Nothing may be
+    missing.
     """
     numbers = np.asarray(values, np.float64)
-    _, codes = np.unique(np.asarray(clusters, object).astype(str), return_inverse=True)
+    _, first, codes = np.unique(
+        np.asarray(clusters, object).astype(str), return_index=True, return_inverse=True
+    )
     count = np.bincount(codes)
     n_clusters = len(count)
+    part = np.zeros(n_clusters, int) if strata is None else np.asarray(strata)[first]
     mean = numbers.mean(0)
-    if n_clusters < 2:
+    if np.unique(part, return_counts=True)[1].min() < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     total = np.zeros((n_clusters, numbers.shape[1]))
     np.add.at(total, codes, numbers)
-    drawn = np.random.default_rng(seed).integers(0, n_clusters, (DRAWS, n_clusters))
+    random = np.random.default_rng(seed)
     times = np.zeros((DRAWS, n_clusters))
-    np.add.at(times, (np.arange(DRAWS)[:, None], drawn), 1.0)
+    for each in np.unique(part):
+        members = np.flatnonzero(part == each)
+        drawn = members[random.integers(0, len(members), (DRAWS, len(members)))]
+        np.add.at(times, (np.arange(DRAWS)[:, None], drawn), 1.0)
     low, high = np.quantile((times @ total) / (times @ count)[:, None], [0.025, 0.975], axis=0)
     return mean, low, high

@@ -12,7 +12,8 @@ def labels(scores: Mapping[str, float], threshold: float = THRESHOLD) -> list[st
     """Return the labels of a head with these scores (metrics of `analyse roles`).
 
     An induction or duplicate-token head keeps its score at every gap; others are refused the name. One that has it at
-    one gap and less than a quarter of the threshold at all others looks back by a fixed offset.
+    one gap and less than a quarter of the threshold at all others looks back by a fixed offset. Where the policy drops
+    some of its targets, nothing is said about a head that a longer reach might have shown.
     """
     found = []
     if scores.get("previous_token", 0.0) >= threshold:
@@ -23,6 +24,8 @@ def labels(scores: Mapping[str, float], threshold: float = THRESHOLD) -> list[st
             continue
         if by_gap[0] >= threshold:
             found.append(f"{name} head" if len(by_gap) > 1 else f"{name} head? (one gap)")
+        elif scores.get(f"{metric}_reachable", 1.0) < 1:
+            found.append(f"not judged for {name}: the policy drops targets")
         elif by_gap[-2] < threshold / 4:
             found.append(f"fixed-offset head, not {name}")
         else:

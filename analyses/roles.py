@@ -140,6 +140,7 @@ def _on_repeats(
     gaps = [material.gap for material in materials]
     calls = ", ".join(material.call for material in materials)
     whole = Material(calls, [prompt for material in materials for prompt in material.prompts])
+    strata = [number for number, material in enumerate(materials) for _ in material.prompts]
     found = []
     for name in TARGETS:
         previous = name == "previous_token"
@@ -147,11 +148,17 @@ def _on_repeats(
         about = {**params, "gaps": gaps}
         each = 0 if previous else params["half"]
         together = np.concatenate([numbers[name] for numbers in by_gap])
-        found.append(_measured(name, together, whole, rows, DEFINITIONS[name], about, each=each))
+        found.append(
+            _measured(name, together, whole, rows, DEFINITIONS[name], about, each=each, strata=strata)
+        )
         reachable = np.concatenate([numbers[f"{name}_reachable"] for numbers in by_gap])
         if reachable.min() < 1:
             definition = f"share of the rows of {name} whose target key the policy kept"
-            found.append(_measured(f"{name}_reachable", reachable, whole, rows, definition, about, each=each))
+            found.append(
+                _measured(
+                    f"{name}_reachable", reachable, whole, rows, definition, about, each=each, strata=strata
+                )
+            )
         if previous:
             continue
         single = [
@@ -201,11 +208,15 @@ def _measured(
     params: dict[str, Any],
     *,
     each: int | None = None,
+    strata: Sequence[int] | None = None,
 ) -> Measured:
-    """Return mean and interval of `values [sequences, heads]`; `each`: rows a sequence, 0 for all but the first."""
+    """Return mean and interval of `values [sequences, heads]`; `each`: rows a sequence, 0 for all but the first.
+
+    Sequences are drawn within `strata`, where there are any.
+    """
     names = [prompt.id for prompt in material.prompts]
     per = [1 if each is None else each or len(prompt) - 1 for prompt in material.prompts]
-    mean, low, high = clustered_means(values, names)
+    mean, low, high = clustered_means(values, names, strata=strata)
     return Measured(metric, mean, low, high, sum(per), len(names), material.call, rows, definition, params)
 
 

@@ -188,6 +188,8 @@ def test_a_score_that_fades_with_the_gap_is_no_fixed_offset_and_no_induction_hea
     assert labels(fading) == ["depends on the gap, not induction"]
     assert labels(fading, threshold=0.2) == ["induction head"]
     assert labels(fading, threshold=0.7) == []
+    hidden = {"induction_gap0": 0.9, "induction_gap50": 0.0, "induction_reachable": 0.5}
+    assert labels(hidden) == ["not judged for induction: the policy drops targets"]
 
 
 def test_a_planted_previous_token_head_and_a_uniform_one_are_told_apart(
@@ -516,6 +518,15 @@ def test_many_intervals_at_once_are_those_of_one_at_a_time() -> None:
         one = clustered_mean(values[:, column], names)
         assert (mean[column], low[column], high[column]) == pytest.approx((one.mean, one.low, one.high))
     assert np.isnan(clustered_means(values, ["a"] * 12)[1]).all()
+
+
+def test_a_difference_between_gaps_is_not_taken_for_chance() -> None:
+    values = np.repeat([[0.0], [1.0]], 4, axis=0)
+    names = list("abcdefgh")
+    mean, low, high = clustered_means(values, names, strata=[0] * 4 + [1] * 4)
+    assert (mean[0], low[0], high[0]) == (0.5, 0.5, 0.5)
+    assert clustered_means(values, names)[2][0] > 0.7
+    assert np.isnan(clustered_means(values, names, strata=[0] * 7 + [1])[1][0])
 
 
 @pytest.mark.model
