@@ -216,8 +216,8 @@ POOLED_MAPS = Table(
             "data",
             BYTES,
             "mass",
-            "size × size little-endian float16, queries down and keys across: mean over the cell's queries of the mass on "
-            "the cell's keys; `sparselens.storage.pooled` decodes it",
+            "size × size little-endian float16, queries down and keys across: mean over the cell's queries of the mass "
+            "on the cell's keys; `sparselens.storage.pooled` decodes it",
         ),
     ),
     key=("run_id", "prompt_id", "pattern", "layer", "head"),

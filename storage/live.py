@@ -80,7 +80,9 @@ class LiveViews:
                 for name, query in public_views().items():
                     cursor.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
             cursor.execute("COMMIT")
-        except duckdb.Error:  # a part was merged away meanwhile: an aborted transaction takes no more statements
+        except (
+            duckdb.Error
+        ):  # a part was merged away meanwhile: an aborted transaction takes no more statements
             cursor.execute("ROLLBACK")
             raise
         finally:

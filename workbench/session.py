@@ -165,8 +165,12 @@ class Session:
         Raises `RuntimeError` inside a block of `under`: the layers that it would put into the model would not be
         those that the policy steers.
         """
-        if any(id(layer) in active.modules for active in ACTIVE.get() for layer in attention_layers(self.model)):
-            raise RuntimeError("build session.bridge before entering `under(...)`: touch it once outside the block")
+        if any(
+            id(layer) in active.modules for active in ACTIVE.get() for layer in attention_layers(self.model)
+        ):
+            raise RuntimeError(
+                "build session.bridge before entering `under(...)`: touch it once outside the block"
+            )
         return bridge_of(self.model, self.tokenizer)
 
     @cached_property
@@ -282,7 +286,9 @@ class Session:
 
         return read_prompts(source, self.tokenizer, bos=bos, max_tokens=self.max_tokens)
 
-    def capture(self, prompts: Any, policies: Any = (), trace: str | Path = "trace", **options: Any) -> list[RunHandle]:
+    def capture(
+        self, prompts: Any, policies: Any = (), trace: str | Path = "trace", **options: Any
+    ) -> list[RunHandle]:
         """Capture prompts under a base and policies (`policies`, or one `policy=`) into `trace`; the base's run first.
 
         Options are those of `sparselens.workbench.capture.capture`.

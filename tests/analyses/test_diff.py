@@ -25,7 +25,8 @@ def test_heads_are_ranked_by_write_error_on_the_answers_rows(paired: list[Any]) 
     rows = (
         paired[1]
         .sql(
-            "SELECT layer, head, avg(write_error) FROM diffs WHERE scope = 'end_to_end' AND rows = 'span:answer' GROUP BY ALL"
+            "SELECT layer, head, avg(write_error) FROM diffs"
+            " WHERE scope = 'end_to_end' AND rows = 'span:answer' GROUP BY ALL"
         )
         .rows
     )
@@ -53,7 +54,8 @@ def test_runs_captured_apart_fill_what_the_tables_allow_and_name_the_capture_for
             for run in apart
         )
         stored = connection.sql(
-            "SELECT avg(entropy_change), any_value(kept_mass) FROM diffs WHERE rows = 'all' AND layer = 1 AND head = 2"
+            "SELECT avg(entropy_change), any_value(kept_mass) FROM diffs"
+            " WHERE rows = 'all' AND layer = 1 AND head = 2"
         ).rows[0]
         changes = connection.sql("SELECT count(*), count(kl), avg(nll_change) FROM token_diffs").rows[0]
         losses = connection.sql(

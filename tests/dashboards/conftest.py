@@ -70,8 +70,8 @@ class Sample:
         query[..., 0] += 2
         key[:, ::2, 0, 0] += 6
         out = rng.normal(size=(shape.layers, shape.heads, shape.dim, 16))
-        half = lambda x: x.astype(np.float16).astype(np.float64)
-        return cls(shape, half(query), half(key), value, out)
+        query, key = (part.astype(np.float16).astype(np.float64) for part in (query, key))
+        return cls(shape, query, key, value, out)
 
     def scores(self) -> Floats:
         group = self.shape.heads // self.shape.kv_heads

@@ -154,7 +154,8 @@ def test_diffs_equal_the_written_vectors_by_hand(traced: Traced) -> None:
     for prompt in traced.prompts:
         base, run = traced.by_hand(prompt, None), traced.by_hand(prompt, POLICY)
         rows = traced.df(
-            f"SELECT * FROM diffs WHERE run_b = '{traced.run.run_id}' AND prompt_id = '{prompt.id}' ORDER BY layer, head"
+            f"SELECT * FROM diffs WHERE run_b = '{traced.run.run_id}' AND prompt_id = '{prompt.id}'"
+            " ORDER BY layer, head"
         )
         for layer, (a, b) in enumerate(zip(base, run, strict=True)):
             scale = a["written"].sum(0).norm(dim=-1).mean()
@@ -224,7 +225,8 @@ def test_edges_hold_the_top_keys_of_both_runs_and_row_stats_the_rest(traced: Tra
         f"SELECT * FROM edges WHERE run_id = '{traced.run.run_id}' AND prompt_id = '{prompt.id}'"
     )
     rows = traced.df(
-        f"SELECT * FROM row_stats WHERE run_id = '{traced.run.run_id}' AND prompt_id = '{prompt.id}' AND pattern = 'executed'"
+        f"SELECT * FROM row_stats WHERE run_id = '{traced.run.run_id}' AND prompt_id = '{prompt.id}'"
+        " AND pattern = 'executed'"
     ).set_index(["layer", "head", "q_pos"])
     assert not edges.duplicated(["layer", "head", "q_pos", "k_pos"]).any()
     for layer in range(2):
@@ -328,7 +330,8 @@ def test_generations_are_the_masked_models_greedy_tokens(traced: Traced) -> None
     ids = list(prompt.token_ids[: -len(prompt.answer_ids)])
     for run, policy in ((traced.base, None), (traced.run, POLICY)):
         rows = traced.df(
-            f"SELECT token_id FROM generations WHERE run_id = '{run.run_id}' AND prompt_id = '{prompt.id}' ORDER BY step"
+            f"SELECT token_id FROM generations WHERE run_id = '{run.run_id}' AND prompt_id = '{prompt.id}'"
+            " ORDER BY step"
         )
         now = list(ids)
         for token in rows["token_id"]:

@@ -19,7 +19,9 @@ def policies(
     for name, kind in found().items():
         defaults = {entry.name: _default(entry) for entry in fields(kind)}
         if as_json:
-            off_label = kind.off_label if isinstance(kind.off_label, bool) else None  # that of the policy inside
+            off_label = (
+                kind.off_label if isinstance(kind.off_label, bool) else None
+            )  # that of the policy inside
             about = {"card": kind.card, "source": kind.source, "off_label": off_label}
             rows.append({"name": name, "parameters": defaults, **about})
         else:

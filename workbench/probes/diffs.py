@@ -54,9 +54,7 @@ def _rows(record: LayerRecord) -> Columns | None:
     if record.sparse:
         mask = _local(record, base, "local_mask", record.selection)
         scopes += [mask, _local_policy(record, base, mask)]
-    blocks = [
-        _block(record, base, scope, name, rows) for scope in scopes for name, rows in record.row_sets
-    ]
+    blocks = [_block(record, base, scope, name, rows) for scope in scopes for name, rows in record.row_sets]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
@@ -104,7 +102,9 @@ def _written(record: LayerRecord, base: BaseLayer, z: Tensor) -> tuple[Tensor, T
 def _pattern_js(record: LayerRecord, base: BaseLayer, start: int, stop: int) -> Tensor:
     """Return the mean Jensen-Shannon divergence (nats) of executed and base patterns over rows: `[heads]`."""
     dropped = ~record.selection.kept(record.call, start, stop)
-    ours = torch.softmax(record.call.scores(start, stop).masked_fill(dropped, -torch.inf), -1)[0].nan_to_num(0.0)
+    ours = torch.softmax(record.call.scores(start, stop).masked_fill(dropped, -torch.inf), -1)[0].nan_to_num(
+        0.0
+    )
     theirs = torch.softmax(record.base_call.scores(start, stop), -1)[0]
     middle = (ours + theirs) / 2
     entropy = torch.special.entr
@@ -165,7 +165,9 @@ def _block(record: LayerRecord, base: BaseLayer, scope: _Scope, name: str, rows:
         "layer": np.full(len(heads), record.layer, np.uint8),
         "head": heads.astype(np.uint16),
         "n_rows": n_rows.numpy()[heads].astype(np.uint32),
-        "js_rows": (n_rows if js_rows < 0 else torch.full_like(n_rows, js_rows)).numpy()[heads].astype(np.uint32),
+        "js_rows": (n_rows if js_rows < 0 else torch.full_like(n_rows, js_rows))
+        .numpy()[heads]
+        .astype(np.uint32),
         "run_a": np.full(len(heads), record.base_name, object),
         "run_b": np.full(len(heads), record.run_name, object),
     }

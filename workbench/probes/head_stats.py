@@ -27,8 +27,12 @@ def _block(record: LayerRecord, pattern: str, rows_name: str, rows: torch.Tensor
     positions = record.call.query_positions[0]
     values = {name: mean_over(rows, record.statistic(name, dense=dense)) for name in _PLAIN}
     values["entropy_norm"] = mean_over(rows & (counts > 1), entropy / counts.clamp(min=2).log())
-    values["previous_mass"] = mean_over(rows & (positions >= 1), record.statistic("previous_mass", dense=dense))
-    values["sink_mass"] = mean_over(rows & (positions >= SINK_ROWS), record.statistic("sink_mass", dense=dense))
+    values["previous_mass"] = mean_over(
+        rows & (positions >= 1), record.statistic("previous_mass", dense=dense)
+    )
+    values["sink_mass"] = mean_over(
+        rows & (positions >= SINK_ROWS), record.statistic("sink_mass", dense=dense)
+    )
     kept = (rows * record.kept_counts).sum(-1)
     seen = (rows * record.visible_counts).sum(-1)
     values["density"] = torch.ones_like(values["entropy"]) if dense else (kept / seen).float()
@@ -38,7 +42,10 @@ def _block(record: LayerRecord, pattern: str, rows_name: str, rows: torch.Tensor
         values["write_norm"] = mean_over(rows, record.write_norm)
     columns: Columns = {name: value.numpy()[heads] for name, value in values.items()}
     if dense:
-        columns |= {name: np.full(len(heads), np.nan, np.float32) for name in ("kept_mass", "kept_mass_nosink", "write_norm")}
+        columns |= {
+            name: np.full(len(heads), np.nan, np.float32)
+            for name in ("kept_mass", "kept_mass_nosink", "write_norm")
+        }
     computed = np.ones(len(heads), np.float32) if dense else _computed(record)
     return columns | {
         "pattern": np.full(len(heads), pattern, object),
