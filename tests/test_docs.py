@@ -177,7 +177,7 @@ def test_the_python_of_the_readme_and_of_the_session_page_runs(
         (file := tmp_path / f"block{number}.py").write_text(block)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # listening to the pattern warns, on purpose
-            exec(compile(block, str(file), "exec"), {"__name__": f"{name} {number}"})
+            exec(compile(block, str(file), "exec"), {"__name__": f"{name} {number}"})  # noqa: S102
 
 
 def small_call(layer: int = 0) -> AttentionCall:

@@ -143,7 +143,7 @@ def _convert(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if progress:
-        print(f"{gguf.name}: converting once to safetensors in {folder.parent}", file=sys.stderr)
+        print(f"{gguf.name}: converting once to safetensors in {folder.parent}", file=sys.stderr)  # noqa: T201
     with _scratch() as scratch, quiet(progress):
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -11,10 +11,10 @@ from typing import Any
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, empty: str = "nothing here") -> None:
     """Print `rows`, whose keys are the columns; `empty` is said (on stderr) where there are none."""
     if as_json:
-        print(json.dumps([dict(row) for row in rows], indent=1, default=str))
+        print(json.dumps([dict(row) for row in rows], indent=1, default=str))  # noqa: T201
         return
     if not rows:
-        print(empty, file=sys.stderr)
+        print(empty, file=sys.stderr)  # noqa: T201
         return
     columns = list(rows[0])
     lines = [[cell(row.get(column)) for column in columns] for row in rows]
@@ -24,7 +24,7 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, empty: str
     widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
     for line in [columns, *lines]:
         padded = [text.ljust(width) for text, width in zip(line, widths, strict=True)]
-        print("  ".join(padded).rstrip())
+        print("  ".join(padded).rstrip())  # noqa: T201
 
 
 def cell(value: Any) -> str:

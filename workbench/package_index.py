@@ -169,7 +169,7 @@ def _download(client: PyPIClient, link: Link, wheel: Wheel, folder: Path, progre
     target = folder / link.filename
     if progress:
         host = link.parsed.netloc.rpartition("@")[2] or link.parsed.path
-        print(f"{target.name}: {wheel.size / 1e6:.1f} MB from {host}, sha256 {wheel.sha256}", file=sys.stderr)
+        print(f"{target.name}: {wheel.size / 1e6:.1f} MB from {host}, sha256 {wheel.sha256}", file=sys.stderr)  # noqa: T201
     digest = hashlib.sha256()
     try:
         with client.get_stream(link.url_without_fragment) as response, target.open("wb") as out:

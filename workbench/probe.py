@@ -180,7 +180,7 @@ class LayerRecord:
 
     @cached_property
     def base_call(self) -> AttentionCall:
-        """This layer's call with the base run's queries, keys and values (scopes `local_mask`, `local_policy`)."""
+        """The layer's call with the base run's queries, keys and values (scopes `local_mask`, `local_policy`)."""
         if self.base is None:
             raise ValueError("the base run has no base")
         return replace(

@@ -81,7 +81,7 @@ def read_prompts(
     found: list[tuple[str, Prompt]] = []
     for number, (where, row) in enumerate(rows):
         try:
-            if isinstance(row, Prompt):
+            if isinstance(row, Prompt):  # noqa: SIM108
                 prompt = row
             else:
                 prompt = encoder.prompt(row, name=f"{label}-{number}", prompt_set=label)

@@ -87,7 +87,7 @@ def attention_layers(model: Any) -> list[Any]:
     """Return the HF attention modules: those that know their layer and take part in the attention interface."""
     if not getattr(model, "_supports_attention_backend", False):
         raise NotImplementedError(
-            f"{type(model).__name__} does not use transformers' AttentionInterface; SparseLens cannot replace its attention"
+            f"{type(model).__name__} does not use transformers' AttentionInterface: its attention cannot be replaced"
         )
     found = [
         module
@@ -99,7 +99,7 @@ def attention_layers(model: Any) -> list[Any]:
     layers = {int(module.layer_idx): module for module in found}
     if len(layers) != len(found) or not layers:
         raise NotImplementedError(
-            f"{type(model).__name__} has {len(found)} attention modules over {len(layers)} layers; one a layer is supported"
+            f"{type(model).__name__} has {len(found)} attention modules in {len(layers)} layers; one a layer is taken"
         )
     return [layers[index] for index in sorted(layers)]
 
@@ -281,7 +281,7 @@ class Session:
                 )
 
     def prompts(self, source: Any, *, bos: bool | None = None) -> list[Prompt]:
-        """Return the prompts of any source, or a built-in set's call string (`sparselens.workbench.prompt.read_prompts`)."""
+        """Return the prompts of any source, or of a built-in set's call (see `workbench.prompt.read_prompts`)."""
         from sparselens.workbench.prompt import read_prompts
 
         return read_prompts(source, self.tokenizer, bos=bos, max_tokens=self.max_tokens)

@@ -21,9 +21,9 @@ from torch import Tensor
 class BaseLayer:
     """One layer of the base run of a prompt. Rows are queries (destinations).
 
-    `query [heads, tokens, head_dim]`, `key, value [kv_heads, tokens, head_dim]` after RoPE, `z [heads, tokens, head_dim]`,
-    `lse, entropy, sink_mass [heads, tokens]` of the base's executed pattern, `top_index, top_weight [heads, tokens, k]`,
-    `output_norm []` the layer's mean ‖attention output‖ over the prompt.
+    `query [heads, tokens, head_dim]`, `key, value [kv_heads, tokens, head_dim]` after RoPE; `z [heads, tokens,
+    head_dim]`; `lse, entropy, sink_mass [heads, tokens]` of the base's executed pattern; `top_index, top_weight
+    [heads, tokens, k]`; `output_norm []` the layer's mean ‖attention output‖ over the prompt.
     """
 
     query: Tensor

@@ -7,6 +7,7 @@ layers × forward passes. Causality and native windows come from indices and the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -163,7 +164,7 @@ class Verifier:
         honest = _recompute(seen, rows, window, entered.dtype).double()
         allowed = 2 * float((honest - exact).abs().max()) + _rounding(seen, rows, exact, entered.dtype)
         error = float((entered[:, rows].double() - exact).abs().max())
-        self.worst_kernel = max(self.worst_kernel, error / allowed if error == error else float("inf"))
+        self.worst_kernel = max(self.worst_kernel, float("inf") if math.isnan(error) else error / allowed)
         self.kernel_checks += len(rows)
 
     def finish(self, execution: Execution, hidden: Tensor, readout: Readout) -> None:
@@ -246,7 +247,7 @@ def _runs(rows: Tensor) -> list[tuple[int, int]]:
 
 
 def _recompute(seen: _Layer, rows: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Return attention of `rows` under causality, the native window and the recorded selection: `[heads, rows, width]`."""
+    """Return attention `[heads, rows, width]` of `rows` under causality, native window and recorded selection."""
     group = seen.query.shape[0] // seen.key.shape[0]
     key = seen.key.to(dtype).repeat_interleave(group, dim=0)
     value = seen.value.to(dtype).repeat_interleave(group, dim=0)

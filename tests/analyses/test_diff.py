@@ -48,7 +48,8 @@ def test_runs_captured_apart_fill_what_the_tables_allow_and_name_the_capture_for
         a, b = (
             connection.sql(
                 "SELECT avg(entropy) FROM head_stats JOIN (SELECT DISTINCT prompt_id FROM head_stats WHERE run_id = $b)"
-                " USING (prompt_id) WHERE run_id = $run AND pattern = 'executed' AND rows = 'all' AND layer = 1 AND head = 2",
+                " USING (prompt_id) WHERE run_id = $run AND pattern = 'executed' AND rows = 'all'"
+                " AND layer = 1 AND head = 2",
                 {"run": run.run_id, "b": apart[1].run_id},
             ).rows[0][0]
             for run in apart

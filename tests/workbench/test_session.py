@@ -144,7 +144,7 @@ def test_the_model_is_as_before_after_success_and_after_an_exception(
     with under(model, A_SHAPE):
         hf_logits(model, ids)
     assert settings(model) == before
-    with pytest.raises(KeyError, match="planted"), under(model, A_SHAPE):
+    with pytest.raises(KeyError, match="planted"), under(model, A_SHAPE):  # noqa: PT012
         hf_logits(model, ids)
         raise KeyError("planted")
     assert settings(model) == before
@@ -416,7 +416,7 @@ def test_a_bridge_is_not_built_inside_a_block(tiny: Any) -> None:
 
     session = wrap(tiny("llama"), small_tokenizer())
     with session.under(A_SHAPE), pytest.raises(RuntimeError, match="before entering"):
-        session.bridge
+        session.bridge  # noqa: B018
     assert not session.bridged
-    session.bridge
+    session.bridge  # noqa: B018
     assert session.bridged

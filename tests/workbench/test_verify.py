@@ -104,7 +104,7 @@ def test_a_kernel_that_is_called_twice_a_layer_fails_the_count(
 ) -> None:
     from sparselens.workbench.session import under
 
-    with pytest.raises(RuntimeError, match="expected 2"), under(small, POLICY) as execution:
+    with pytest.raises(RuntimeError, match="expected 2"), under(small, POLICY) as execution:  # noqa: PT012
         small.model(input_ids=torch.tensor([prompts[0].token_ids]))
         execution.calls += 1
 
@@ -115,7 +115,7 @@ def test_a_bridged_session_is_verified_too(small: Any, prompts: Any, tmp_path: P
     from sparselens.workbench.models import wrap
 
     session = wrap(type(small.model)(small.model.config).eval(), small_tokenizer())
-    session.bridge
+    session.bridge  # noqa: B018
     (run,) = capture(session, prompts[:1], [POLICY], tmp_path / "t", base=None, verify=True, progress=False)
     assert str(run.verdict) == "verified 3/3"
 
