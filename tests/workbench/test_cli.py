@@ -82,7 +82,7 @@ def test_a_command_file_is_all_that_lists_a_command() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "There are capture"),
+        (["nothing"], "There are analyse, analyses, capture"),
         (["capture"], "Missing argument"),
         (["sql", "SELECT 1", "--trace", "/nowhere"], "is not a trace"),
         (["sql", "SELECT 1", "--trace", "x", "--format", "xml"], "xml"),
