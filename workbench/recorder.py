@@ -24,6 +24,7 @@ from sparselens.workbench.prompt import Prompt
 from sparselens.workbench.spool import BaseLayer, Spool
 
 _COUNTERFACTUAL = frozenset({"entropy", "sink_mass", "previous_mass", "local_mass", "distance"})
+TIDY_ROWS = 4096
 
 
 @dataclass(eq=False)
@@ -51,6 +52,7 @@ class Recorder:
     affected: Tensor | None = None
     _base: BaseLayer | None = None
     _pending: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    _rows: int = 0
 
     def want(self, call: AttentionCall) -> Want:
         """Return the statistics that the probes need of this call."""
@@ -111,7 +113,7 @@ class Recorder:
             return attended
         dense = self.kernel.attend(call, Everything(), Want(_COUNTERFACTUAL))
         dense.output = dense.output[:, :, :0].clone()  # nobody asks what it would have written
-        give_back()
+        self._tidy()
         return dense
 
     def attention_written(self, layer: int, output: Tensor) -> None:
@@ -123,7 +125,14 @@ class Recorder:
         if pending is not None and self.spool is not None:
             self.spool.put(layer, BaseLayer(**pending, output_norm=residual_norm(output).mean()))
         self._base = None
-        give_back()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Give unused heap back once for every `TIDY_ROWS` rows attended to: short prompts leave little behind."""
+        self._rows += len(self.prompt.token_ids)
+        if self._rows >= TIDY_ROWS:
+            self._rows = 0
+            give_back()
 
 
 def _left_behind(call: AttentionCall, attended: Attended) -> dict[str, Tensor]:
