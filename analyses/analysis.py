@@ -1,7 +1,8 @@
 """Analyses: one question a file in this folder, found by its constant `ANALYSIS`; nothing else lists it.
 
 An analysis runs a `Session` or reads the tables of a trace. Its rows go back into the trace as a run of kind
-`analysis`, all at once when it ends. Equal arguments on the same weights are answered by the run that is there.
+`analysis`, all at once when it ends. Equal arguments on the same weights are answered by the run that is there; one
+that was interrupted is taken up where it stopped (`sparselens.analyses.ledger`).
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import ast
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparselens.analyses.ledger import Ledger, forget
 from sparselens.analyses.runs import find_run
 from sparselens.storage.reader import connect
+from sparselens.storage.schema import table as declared
 from sparselens.storage.trace import Run, Trace
 from sparselens.storage.writer import RunWriter
 
@@ -31,7 +35,7 @@ FOLDER = Path(__file__).parent
 class Findings:
     """What an analysis found: column blocks by `(table, columns)`, and fields of the run's record.
 
-    Rows of tables with a `run_id` lack it: `Analysis.run` fills in the run that they are about.
+    Rows lack `run_id` (`base_run` of interventions): `Analysis.run` fills in the run that they are about.
     """
 
     rows: list[tuple[str, dict[str, Any]]]
@@ -40,12 +44,23 @@ class Findings:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an analysis is given: the session (None for one that reads tables), the trace, its parameters."""
+    """What an analysis is given: the session (None for one that reads tables), the trace, its parameters.
+
+    `ledger` keeps the numbers of every unit that is done, so that an interrupted analysis can go on.
+    """
 
     session: Session | None
     trace: Trace
     parameters: Any
     progress: bool = False
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def model(self) -> Session:
+        """The session; `ValueError` where an analysis needs one and has none."""
+        if self.session is None:
+            raise ValueError("this analysis runs a model: give one")
+        return self.session
 
 
 @dataclass(frozen=True)
@@ -85,32 +100,53 @@ class Analysis:
     ) -> str:
         """Answer the question, store the rows in `trace`, and return the id of the analysis run.
 
-        A complete run of the same arguments, weights and tokenizer is returned as it is unless `again`. Raises
-        `ValueError` for unknown arguments, and where a session is needed and missing; then nothing is written.
+        A complete run of the same arguments, weights and tokenizer is returned as it is unless `again`; an interrupted
+        one is taken up again. Raises `ValueError` for unknown arguments, and where a session is needed and missing;
+        then nothing is written.
         """
         setting = self.setting(session, trace, progress=progress, **arguments)
         done = self.done(setting)
         if done is not None and not again:
             return done.run_id
+        stopped = None if again else self.stopped(setting)
         started = time.monotonic()
-        findings = self.find(setting)
-        subject = self._subject(setting, findings.record, done)
-        meta = {
-            "kind": "analysis",
-            "name": self.name,
-            "args": asdict(setting.parameters),
-            "parents": [subject] if subject else [],
-            **_model_card(setting.session),
-            **findings.record,
-        }
-        with RunWriter.start(setting.trace, meta=meta) as run:
+        with ExitStack() as stack:
+            opened: list[RunWriter] = []
+
+            def writer() -> RunWriter:
+                if not opened:
+                    opened.append(stack.enter_context(self._writer(setting, stopped)))
+                return opened[0]
+
+            ledger = Ledger(lambda: writer().folder, resumed=None if stopped is None else stopped.folder)
+            findings = self.find(replace(setting, ledger=ledger))
+            run, subject = writer(), self._subject(setting, findings.record, done)
             about = {"run_id": subject or run.run_id}
             with run.part([]) as part:
                 for table, columns in findings.rows:
-                    part.add(table, about | columns)
+                    part.add(table, _about(table, about["run_id"]) | columns)
+            parents = findings.record.get("parents", [subject] if subject else [])
             extra = {**findings.record.get("extra", {}), "subject": about["run_id"]}
-            run.finish({"extra": extra, "seconds": time.monotonic() - started})
+            seconds = {} if stopped is not None else {"seconds": time.monotonic() - started}
+            run.finish({**findings.record, **seconds, "parents": parents, "extra": extra})
+            forget(run.folder)
         return run.run_id
+
+    def _writer(self, setting: Setting, stopped: Run | None) -> RunWriter:
+        """Return the run that is written: the interrupted one, or a new one."""
+        if stopped is not None:
+            return RunWriter.resume(setting.trace, stopped.run_id)
+        return RunWriter.start(setting.trace, meta=self._identity(setting))
+
+    def _identity(self, setting: Setting) -> dict[str, Any]:
+        """Return what a run's record says from its start: question, arguments, model, policy's source."""
+        found = {"kind": "analysis", "name": self.name, "args": asdict(setting.parameters)}
+        found |= _model_card(setting.session)
+        if hasattr(setting.parameters, "policy"):  # its file may change under the same name
+            from sparselens.kernels.policy import parse as parse_policy
+
+            found["policy_hash"] = parse_policy(setting.parameters.policy).hash
+        return found
 
     def setting(
         self, session: Session | None, trace: str | Path | Trace, *, progress: bool = False, **arguments: Any
@@ -146,21 +182,21 @@ class Analysis:
 
     def done(self, setting: Setting) -> Run | None:
         """Return the newest complete run of the same arguments, weights, tokenizer and policy source, if any."""
-        card = _model_card(setting.session)
-        same: dict[str, Any] = {
-            name: card[name] for name in ("weight_hash", "tokenizer_hash", "dtype") if name in card
-        }
-        if hasattr(setting.parameters, "policy"):  # its file may have changed under the same name
-            from sparselens.kernels.policy import parse as parse_policy
+        return self._same(setting, "complete")
 
-            same["policy_hash"] = parse_policy(setting.parameters.policy).hash
-        args = json.loads(json.dumps(asdict(setting.parameters)))
+    def stopped(self, setting: Setting) -> Run | None:
+        """Return the newest interrupted run of the same, which can be taken up again, if any."""
+        return self._same(setting, "interrupted")
+
+    def _same(self, setting: Setting, status: str) -> Run | None:
+        wanted = self._identity(setting)
+        wanted["args"] = json.loads(json.dumps(wanted["args"]))
+        names = ("kind", "name", "args", "weight_hash", "tokenizer_hash", "dtype", "policy_hash")
+        same = {name: wanted[name] for name in names if name in wanted}
         found = [
             run
             for run in setting.trace.runs()
-            if run.status == "complete"
-            and (run.record.kind, run.record.name) == ("analysis", self.name)
-            and run.record.args == args
+            if run.status == status
             and all(getattr(run.record, name) == value for name, value in same.items())
         ]
         return found[-1] if found else None
@@ -185,6 +221,13 @@ class Analysis:
             and (run.record.weight_hash, run.record.tokenizer_hash, run.record.policy) == wanted
         ]
         return found[-1] if found else None
+
+
+def _about(table: str, subject: str) -> dict[str, str]:
+    """Return the column that says which run a row is about, where the table has one."""
+    names = declared(table).names
+    column = next((name for name in ("run_id", "base_run") if name in names), None)
+    return {} if column is None else {column: subject}
 
 
 def _model_card(session: Session | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 
 from sparselens.storage.run_row import runs_table
-from sparselens.storage.schema import STORED
+from sparselens.storage.schema import SCHEMA_VERSION, STORED
 from sparselens.storage.trace import EMPTY, Run, Trace, heartbeat_status, read_heartbeat, read_run
 from sparselens.storage.views import HOMES, parquet, public_views, superseded
 
@@ -71,8 +71,10 @@ class LiveViews:
         try:
             cursor.execute("CREATE OR REPLACE TABLE stored.runs AS SELECT * FROM arriving")
             if files_changed:
+                older = any(run.record.schema_version < SCHEMA_VERSION for run in self._runs.values())
                 for name in STORED:
-                    scan = parquet([str(self._root / EMPTY / f"{name}.parquet"), *self._files(name)])
+                    files = [str(self._root / EMPTY / f"{name}.parquet"), *self._files(name)]
+                    scan = parquet(files, older=older)
                     cursor.execute(f"CREATE OR REPLACE VIEW stored.{name} AS SELECT * FROM {scan}")
                 cursor.execute(f"CREATE OR REPLACE TABLE stored.homes AS {HOMES}")
             cursor.execute(f"CREATE OR REPLACE TABLE stored.superseded AS {superseded()}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparselens.storage.column import BOOL, F32, F64, NAME, NAMES, U32, Column, Table
+from sparselens.storage.column import BOOL, F32, F64, NAME, NAMES, U8, U32, Column, Table
 from sparselens.storage.head_tables import N_ROWS, ROWS
 from sparselens.storage.run_tables import HEAD, LAYER, PROMPT
 
@@ -138,25 +138,59 @@ PROMPT_SCORES = Table(
     subject=("run_id",),
 )
 
+BASE_RUN = Column(
+    "base_run", NAME, "", "the run that was intervened on; the analysis itself where no run of it is there"
+)
+TRIAL = Column("trial", U32, "", "number of the intervention in its analysis")
+FOLD = Column(
+    "fold",
+    U8,
+    "",
+    "part of the prompts that was tested, ranked on the others; NULL: all parts together",
+    True,
+)
+
 INTERVENTIONS = Table(
     "interventions",
-    "What happened when some heads were given back, cut or patched.",
+    "What happened when some heads were given back, cut or patched: one row per trial, metric and fold.",
     (
         ANALYSIS,
-        Column("base_run", NAME, "", "the run that was intervened on"),
-        Column("kind", NAME, "", "`restore`, `ablate`, `patch` …"),
-        Column("heads", NAMES, "", "the heads, as `L18H6`"),
+        BASE_RUN,
+        TRIAL,
+        FOLD,
+        Column(
+            "kind",
+            NAME,
+            "",
+            "`none` (the run itself), `base` (its base), restores `run_dense`, `patch_pattern`, `patch_z`, ablations "
+            "`zero`, `mean`, `uniform`, and `policy` (a wider budget for all heads instead)",
+        ),
+        Column("heads", NAMES, "", "the heads, as `L18H6`; empty where folds differ"),
         Column("n_heads", U32, "heads", "how many"),
         Column("order_by", NAME, "", "what they were ranked by; `random` for drawn ones", True),
-        Column("draw", U32, "", "number of the random draw", True),
-        Column("phase", NAME, "", "`prefill`, `decode` or `both`", True),
+        Column("draw", U32, "", "number of the random draw; NULL of `random`: the mean over draws", True),
+        Column("phase", NAME, "", "rows that were intervened on: `prefill`, `decode` or `both`", True),
         METRIC,
         VALUE,
         N,
+        N_CLUSTERS,
         LOW,
         HIGH,
+        Column("prompt_set", NAME, "", "prompts it is over", True),
+        Column("definition", NAME, "", "the metric in one sentence", True),
     ),
-    key=("analysis_id", "base_run", "kind", "order_by", "n_heads", "draw", "metric"),
+    key=("analysis_id", "base_run", "trial", "fold", "metric"),
+    sort=("trial", "metric"),
+    writer="analysis_id",
+    subject=("base_run",),
+)
+
+INTERVENTION_PROMPTS = Table(
+    "intervention_prompts",
+    "The numbers behind `interventions`: one row per trial, prompt and metric.",
+    (ANALYSIS, BASE_RUN, TRIAL, FOLD, PROMPT, METRIC, VALUE),
+    key=("analysis_id", "base_run", "trial", "prompt_id", "metric"),
+    sort=("trial", "prompt_id", "metric"),
     writer="analysis_id",
     subject=("base_run",),
 )

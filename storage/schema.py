@@ -12,7 +12,8 @@ from pathlib import Path
 from sparselens.storage import head_tables, result_tables, run_tables
 from sparselens.storage.column import Column, Table
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: until 0.1. 2: `interventions` has trial, fold, n_clusters, prompt_set, definition; `intervention_prompts`."""
 
 # A row group is whole layers of one prompt and at least this many rows (the last of a file may be smaller),
 # at most the second number: zone maps on layer prune, a query for one head opens one row group a prompt.
@@ -38,6 +39,7 @@ _ORDER = (
     result_tables.PROMPT_SCORES,
     head_tables.GENERATIONS,
     result_tables.INTERVENTIONS,
+    result_tables.INTERVENTION_PROMPTS,
     head_tables.ACTIVATIONS,
     run_tables.SUBJECTS,
 )

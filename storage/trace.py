@@ -2,7 +2,7 @@
 
     trace/trace.json                      what the folder is, its schema version
     trace/trace.duckdb                    the views, for other DuckDB clients
-    trace/schema/empty/part-00000/*.parquet      an empty shard of every table
+    trace/schema/v2/part-00000/*.parquet         an empty shard of every table of this schema version
     trace/runs/RUN/run.json               at the start
     trace/runs/RUN/heartbeat.json         every few seconds while it is written
     trace/runs/RUN/part-00000/*.parquet   all tables of one or more whole prompts, and part.json
@@ -21,14 +21,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sparselens.storage.disk import TEMPORARY, TraceError, explained, publish_folder, temporary, write_whole
+from sparselens.storage.disk import (
+    TEMPORARY,
+    TraceError,
+    explained,
+    publish_folder,
+    remove_folder,
+    temporary,
+    write_whole,
+)
 from sparselens.storage.manifest import RunRecord, now
 from sparselens.storage.run_row import write_run_row
 from sparselens.storage.schema import SCHEMA_VERSION, STORED
 from sparselens.storage.shard import write_empty
 
 STALE_AFTER = 60.0  # seconds without a heartbeat until a run counts as interrupted
-EMPTY = Path("schema", "empty", "part-00000")
+EMPTY = Path("schema", f"v{SCHEMA_VERSION}", "part-00000")
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,7 @@ class Trace:
         with explained("read", file):
             version = json.loads(file.read_bytes()).get("schema_version", 0)
         _check_version(str(trace.path), version)
+        trace._write_empty_shards()
         return trace
 
     @property
@@ -113,21 +122,25 @@ class Trace:
         return self.path / "runs"
 
     def _write_empty_shards(self) -> None:
-        """The empty shards, all or none."""
+        """The empty shards of this version, all or none; those of an older version go."""
         target = self.path / EMPTY
         if target.exists():
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_run_row(target.parent, ())
-        draft = temporary(target)
-        draft.mkdir()
-        for table in STORED.values():
-            write_empty(table, draft / f"{table.name}.parquet")
-        try:
-            publish_folder(draft, target)
-        except OSError:  # another process made them a moment ago
-            if not target.exists():
-                raise
+        with explained("write the schema of", self.path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_run_row(target.parent, ())
+            draft = temporary(target)
+            draft.mkdir()
+            for table in STORED.values():
+                write_empty(table, draft / f"{table.name}.parquet")
+            try:
+                publish_folder(draft, target)
+            except OSError:  # another process made them a moment ago
+                if not target.exists():
+                    raise
+            for entry in target.parent.parent.iterdir():
+                if entry.is_dir() and entry.name != target.parent.name:
+                    remove_folder(entry)
 
     def run_folders(self) -> Iterator[Path]:
         """Folders of runs, by name."""

@@ -79,6 +79,7 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def parquet(files: list[str]) -> str:
-    """A scan of these files; the first one's columns are the table's."""
-    return f"read_parquet([{', '.join(quoted(file) for file in files)}])"
+def parquet(files: list[str], *, older: bool = False) -> str:
+    """A scan of these files; the first one's columns are the table's. `older`: some may lack columns (NULL)."""
+    by_name = ", union_by_name = true" if older else ""
+    return f"read_parquet([{', '.join(quoted(file) for file in files)}]{by_name})"

@@ -53,7 +53,7 @@ def statements() -> list[str]:
     """All statements that make the file."""
     made = ["CREATE SCHEMA stored", _FILES]
     for name in STORED:
-        scan = f"read_parquet('*/*/part-*/{name}.parquet', filename = 'stored_in')"
+        scan = f"read_parquet('*/*/part-*/{name}.parquet', filename = 'stored_in', union_by_name = true)"
         made.append(
             f"CREATE VIEW stored.{name} AS SELECT * EXCLUDE (stored_in) FROM {scan} AS f "
             "ANTI JOIN stored.hidden AS h ON h.file = f.stored_in"

@@ -38,7 +38,9 @@ PROMISED = {
     "evals": "run_id task metric value n n_clusters ci_low ci_high analysis_id",
     "prompt_scores": "run_id prompt_id task metric value analysis_id",
     "generations": "run_id prompt_id step token_id text correct",
-    "interventions": "analysis_id base_run kind heads n_heads order_by draw phase metric value n ci_low ci_high",
+    "interventions": "analysis_id base_run trial fold kind heads n_heads order_by draw phase metric value n n_clusters "
+    "ci_low ci_high prompt_set definition",
+    "intervention_prompts": "analysis_id base_run trial fold prompt_id metric value",
     "activations": "run_id prompt_id hook layer head pos vector",
 }
 
