@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from sparselens.kernels.head import parse_head
 from sparselens.kernels.kernel import kernel as kernel_named
 from sparselens.kernels.policy import Policy, parse
 from sparselens.storage.trace import Trace
@@ -110,10 +111,8 @@ def shown_heads(session: Session, options: Options) -> dict[int, tuple[int, ...]
         return None
     found: dict[int, set[int]] = {layer: set(range(session.n_heads)) for layer in options.layers}
     for name in options.heads:
-        layer_text, _, head_text = name.removeprefix("L").partition("H")
-        if not (name.startswith("L") and layer_text.isdigit() and head_text.isdigit()):
-            raise ValueError(f"heads are written L18H6; got {name!r}")
-        found.setdefault(int(layer_text), set()).add(int(head_text))
+        layer, head = parse_head(name)
+        found.setdefault(layer, set()).add(head)
     for layer, heads in found.items():
         if layer >= session.n_layers or max(heads) >= session.n_heads:
             raise ValueError(

@@ -32,6 +32,13 @@ class Observer(Protocol):
         """Receive what the kernel did, before it leaves the layer."""
 
 
+class Editor(Protocol):
+    """Something that replaces what chosen heads hand to the output projection (see `workbench.intervention`)."""
+
+    def edit(self, call: AttentionCall, selection: Selection, output: Tensor) -> Tensor:
+        """Return the layer's output `[batch, heads, q_len, head_dim]`, edited or not."""
+
+
 class LayerHooks(Protocol):
     """The hook points of one layer that fire inside attention (TransformerLens' bridge has them; plain HF does not)."""
 
@@ -55,7 +62,8 @@ class Execution:
 
     `calls` counts kernel calls, `forwards` the model's forward passes, `dense_calls` the calls that the policy left
     dense (another phase, or fewer keys than `dense_below`), `reference_layers` the layers where listening to the
-    scores or the pattern switched the kernel to the explicit path.
+    scores or the pattern switched the kernel to the explicit path. `observers` see what the kernel computed, `editors`
+    then replace it.
     """
 
     policy: Policy
@@ -63,6 +71,7 @@ class Execution:
     modules: frozenset[int]
     n_layers: int
     observers: tuple[Observer, ...] = ()
+    editors: tuple[Editor, ...] = ()
     hooks: dict[int, LayerHooks] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
     calls: int = 0
@@ -109,7 +118,7 @@ class Execution:
         self.dense_calls += self.memory.dense_calls - dense_before
         self.calls += 1
         if hooks is not None and hooks.wants_pattern:
-            return self._explicit(call, selection, hooks)
+            return self._edited(call, selection, self._explicit(call, selection, hooks))
         want = the_one([observer.want(call) for observer in self.observers])
         attended = (
             attend_with_gradient(self.kernel, call, selection, want)
@@ -118,7 +127,12 @@ class Execution:
         )
         for observer in self.observers:
             observer.saw(call, selection, attended)
-        return attended.output
+        return self._edited(call, selection, attended.output)
+
+    def _edited(self, call: AttentionCall, selection: Selection, output: Tensor) -> Tensor:
+        for editor in self.editors:
+            output = editor.edit(call, selection, output)
+        return output
 
     def _start_of_sequence(self, layer: int, plan: MaskPlan, *, decoding: bool) -> None:
         """Forget the last sequence at the first layer of a new prompt; count the steps of a decode."""

@@ -17,7 +17,7 @@ from sparselens.kernels.kernel import kernel as kernel_named
 from sparselens.kernels.policy import Policy, parse
 from sparselens.workbench.attention import IMPLEMENTATION
 from sparselens.workbench.bridge import attention_bridges, bridge_of, steered
-from sparselens.workbench.execution import ACTIVE, Execution, Observer
+from sparselens.workbench.execution import ACTIVE, Editor, Execution, Observer
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -35,11 +35,13 @@ def under(
     *,
     kernel: Kernel | str = "blocked",
     observers: Sequence[Observer] = (),
+    editors: Sequence[Editor] = (),
 ) -> Iterator[Execution]:
     """Run everything `model` does inside the block under `policy`, computed by `kernel`.
 
     `model` is an HF causal language model, a `TransformerBridge`, or a `Session`. Yields the `Execution`, which counts
-    what ran. On leaving, by success or exception, the model is exactly as before. Blocks nest; the innermost wins.
+    what ran. `editors` intervene on heads (see `workbench.intervention`). On leaving, by success or exception, the
+    model is exactly as before. Blocks nest; the innermost wins.
 
     Raises `NotImplementedError` where the model's attention cannot be replaced, and `RuntimeError` on leaving if the
     model ran but did not call the kernel once in every layer: nothing is captured that did not execute.
@@ -54,6 +56,7 @@ def under(
             modules=frozenset(id(module) for module in layers),
             n_layers=len(layers),
             observers=tuple(observers),
+            editors=tuple(editors),
             hooks=dict(hooks),
         )
         stack.enter_context(implementation(hf_model, IMPLEMENTATION))
@@ -229,10 +232,15 @@ class Session:
         return dtype
 
     def under(
-        self, policy: Policy | str, *, kernel: Kernel | str = "blocked", observers: Sequence[Observer] = ()
+        self,
+        policy: Policy | str,
+        *,
+        kernel: Kernel | str = "blocked",
+        observers: Sequence[Observer] = (),
+        editors: Sequence[Editor] = (),
     ) -> Any:
         """Run this session's model under a policy while the block lasts (see `under`)."""
-        return under(self, policy, kernel=kernel, observers=observers)
+        return under(self, policy, kernel=kernel, observers=observers, editors=editors)
 
     def encode(self, text: str, *, bos: bool | None = None) -> Tensor:
         """Return `[1, tokens]` ids of `text`; `bos` None leaves special tokens to the tokenizer's own default."""

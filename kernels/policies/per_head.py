@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from sparselens.kernels.call import AttentionCall
+from sparselens.kernels.head import by_layer, parse_head
 from sparselens.kernels.policies.dense import Dense
 from sparselens.kernels.policy_type import Memory, Policy
 from sparselens.kernels.selection import Everything, Mixture, Selection
-
-_HEAD = re.compile(r"L(\d+)H(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class PerHead(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         for head in self.full:
-            self.require(_HEAD.match(head) is not None, f"heads are written L18H6, not {head!r}")
+            parse_head(head)
 
     @property
     def lookahead(self) -> bool:  # type: ignore[override]
@@ -66,8 +64,7 @@ class PerHead(Policy):
 
     def heads_of(self, layer: int) -> tuple[int, ...]:
         """Return the heads of a layer that stay dense, ascending."""
-        named = {(int(match[1]), int(match[2])) for head in self.full if (match := _HEAD.match(head))}
-        return tuple(sorted(head for at, head in named if at == layer))
+        return by_layer(map(parse_head, self.full)).get(layer, ())
 
 
 POLICY = PerHead
