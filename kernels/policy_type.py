@@ -36,6 +36,10 @@ class Memory:
         """Leave `value` under `key` for `layer`."""
         self._layers[layer, key] = value
 
+    def __bool__(self) -> bool:
+        """Tell whether a policy has left something here."""
+        return bool(self._layers)
+
     def reset(self) -> None:
         """Forget everything, counts included."""
         self.calls = self.dense_calls = 0
@@ -50,7 +54,8 @@ class Policy(ABC):
     everything is kept. `dense_below`: everything is kept while there are fewer keys than this; 0 = never.
     `name` is the name in call strings, `source` the paper or code it follows, `card` what to know before
     using
-    it (the paper's defaults, what the authors' code does differently), `off_label` that the paper trained the
+    it (the paper's defaults, what the authors' code does differently), `budget` the fields that a wider budget
+    multiplies, all by one factor (numbers of keys, shares), `off_label` that the paper trained the
     model with it, `lookahead` that a row's keys may depend on later queries. Raises `ValueError` on a phase
     that does not exist.
     """
@@ -59,6 +64,7 @@ class Policy(ABC):
     dense_below: int = field(default=0, kw_only=True)
 
     name: ClassVar[str]
+    budget: ClassVar[tuple[str, ...]] = ()
     off_label: ClassVar[bool] = False
     lookahead: ClassVar[bool] = False
     source: ClassVar[str] = ""

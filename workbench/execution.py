@@ -60,10 +60,10 @@ class LayerHooks(Protocol):
 class Execution:
     """One policy and kernel at work on one model. Counts what ran, so that a run can prove it.
 
-    `calls` counts kernel calls, `forwards` the model's forward passes, `dense_calls` the calls that the policy left
-    dense (another phase, or fewer keys than `dense_below`), `reference_layers` the layers where listening to the
-    scores or the pattern switched the kernel to the explicit path. `observers` see what the kernel computed, `editors`
-    then replace it.
+    `calls` counts kernel calls, `skipped` layers that handed on what they did before (`workbench.passage`), `forwards`
+    the model's forward passes, `dense_calls` the calls that the policy left dense (another phase, or fewer keys than
+    `dense_below`), `reference_layers` the layers where listening to the scores or the pattern switched the kernel to
+    the explicit path. `observers` see what the kernel computed, `editors` then replace it.
     """
 
     policy: Policy
@@ -75,6 +75,7 @@ class Execution:
     hooks: dict[int, LayerHooks] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
     calls: int = 0
+    skipped: int = 0
     forwards: int = 0
     dense_calls: int = 0
     reference_layers: set[int] = field(default_factory=set)

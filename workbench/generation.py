@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from sparselens.kernels.kernel import Kernel
 from sparselens.kernels.policy import Policy
@@ -26,6 +29,35 @@ def continue_greedily(
         kernel=kernel,
         stop=stop_tokens(session),
     )
+
+
+@torch.no_grad()
+def walked(
+    session: Session,
+    ids: Tensor,
+    *,
+    forced: Sequence[int] = (),
+    max_new_tokens: int = 0,
+    stop: Sequence[int] = (),
+) -> list[int]:
+    """Return the tokens that follow `ids [1, tokens]`: those of `forced`, then greedy ones, `max_new_tokens` in all.
+
+    Runs inside `session.under(…)`: the prompt is one prefill, each further token one decode call. With `forced` alone
+    every step produces what it is told, so that runs under different policies stay aligned; the last token is
+    produced, not fed. Greedy tokens end after one of `stop`.
+    """
+    wanted = max(len(forced), max_new_tokens)
+    produced: list[int] = []
+    fed, past = ids.to(session.device), None
+    while len(produced) < wanted:
+        state = session.model(input_ids=fed, past_key_values=past, use_cache=True, logits_to_keep=1)
+        step = len(produced)
+        token = forced[step] if step < len(forced) else int(state.logits[0, -1].argmax())
+        produced.append(token)
+        if step >= len(forced) and token in stop:
+            break
+        fed, past = torch.tensor([[token]], device=session.device), state.past_key_values
+    return produced
 
 
 def stop_tokens(session: Session) -> tuple[int, ...]:

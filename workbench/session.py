@@ -65,7 +65,7 @@ def under(
         token = ACTIVE.set((*ACTIVE.get(), execution))
         stack.callback(ACTIVE.reset, token)
         yield execution
-    expected = execution.forwards * execution.n_layers
+    expected = execution.forwards * execution.n_layers - execution.skipped
     if execution.calls != expected:
         raise RuntimeError(
             f"{type(hf_model).__name__} made {execution.calls} kernel calls in {execution.forwards} forward passes of"
@@ -274,19 +274,10 @@ class Session:
         """
         if ids.shape[0] != 1:
             raise ValueError(f"generate() takes one prompt at a time; got a batch of {ids.shape[0]}")
-        produced: list[int] = []
+        from sparselens.workbench.generation import walked
+
         with self.under(policy, kernel=kernel):
-            state = self.model(input_ids=ids.to(self.device), use_cache=True, logits_to_keep=1)
-            while True:
-                token = int(state.logits[0, -1].argmax())
-                produced.append(token)
-                if len(produced) == max_new_tokens or token in stop:
-                    return produced
-                state = self.model(
-                    input_ids=torch.tensor([[token]], device=self.device),
-                    past_key_values=state.past_key_values,
-                    use_cache=True,
-                )
+            return walked(self, ids, max_new_tokens=max_new_tokens, stop=stop)
 
     def prompts(self, source: Any, *, bos: bool | None = None) -> list[Prompt]:
         """Return the prompts of any source, or of a built-in set's call (see `workbench.prompt.read_prompts`)."""

@@ -18,6 +18,7 @@ class AShape(Policy):
     window: int = 128
 
     name: ClassVar[str] = "a_shape"
+    budget: ClassVar[tuple[str, ...]] = ("window",)
     source: ClassVar[str] = "MInference's A-shape, arXiv:2407.02490"
     card: ClassVar[str] = (
         "Static, the same for all heads. MInference's baselines use sink 128, window 3968 and are dense up "

@@ -30,6 +30,7 @@ class OracleMass(Policy):
     mass: float | None = None
 
     name: ClassVar[str] = "oracle_mass"
+    budget: ClassVar[tuple[str, ...]] = ("density",)
     lookahead: ClassVar[bool] = True
     source: ClassVar[str] = "reference: exact weights"
     card: ClassVar[str] = (

@@ -20,6 +20,7 @@ class OracleTopK(Policy):
     k: int = 64
 
     name: ClassVar[str] = "oracle_topk"
+    budget: ClassVar[tuple[str, ...]] = ("k",)
     source: ClassVar[str] = "reference: exact scores"
     card: ClassVar[str] = (
         "Reads every score, so it saves nothing; it bounds the mass that any rule with k keys a row can "

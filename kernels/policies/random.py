@@ -30,6 +30,7 @@ class Random(Policy):
     block: int = 128
 
     name: ClassVar[str] = "random"
+    budget: ClassVar[tuple[str, ...]] = ("density",)
     source: ClassVar[str] = "reference: no information"
     card: ClassVar[str] = (
         "The diagonal is forced and counts in the budget; where it is more than the budget (the first rows), "

@@ -17,6 +17,7 @@ class SlidingWindow(Policy):
     window: int = 128
 
     name: ClassVar[str] = "sliding_window"
+    budget: ClassVar[tuple[str, ...]] = ("window",)
     source: ClassVar[str] = "Longformer, arXiv:2004.05150; Mistral, arXiv:2310.06825"
     card: ClassVar[str] = (
         "Static, the same for all heads. Without the first tokens pretrained models lose their sinks and "

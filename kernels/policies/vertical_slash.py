@@ -36,6 +36,7 @@ class VerticalSlash(Policy):
     phase: str = field(default="prefill", kw_only=True)
 
     name: ClassVar[str] = "vertical_slash"
+    budget: ClassVar[tuple[str, ...]] = ("vertical", "slash")
     lookahead: ClassVar[bool] = True
     source: ClassVar[str] = "MInference, arXiv:2407.02490; microsoft/MInference fb56c91"
     card: ClassVar[str] = (
