@@ -6,6 +6,12 @@ from collections.abc import Mapping
 
 THRESHOLD = 0.4
 """What counts as a strong head: a common convention, of no paper in particular."""
+RETRIEVAL = 0.1
+"""Wu et al. (arXiv 2404.15574) call a head with more than this a retrieval head, with more than 0.5 a strong one."""
+DORMANT = 0.8
+"""Mean attention to the first token from which a head is called dormant on a kind of text (a rule of ours)."""
+APART = 0.3
+"""Difference of that attention between two kinds of text from which a head is called active–dormant (ours too)."""
 
 
 def labels(scores: Mapping[str, float], threshold: float = THRESHOLD) -> list[str]:
@@ -30,4 +36,28 @@ def labels(scores: Mapping[str, float], threshold: float = THRESHOLD) -> list[st
             found.append(f"fixed-offset head, not {name}")
         else:
             found.append(f"depends on the gap, not {name}")
-    return found
+    if scores.get("retrieval", 0.0) > RETRIEVAL:
+        found.append("retrieval head" + (" (strong)" if scores["retrieval"] > 0.5 else ""))
+    return found + _asleep(scores)
+
+
+def _asleep(scores: Mapping[str, float]) -> list[str]:
+    """Return whether the head rests on the first token, on prose and on code."""
+    prose, code = scores.get("sink_mass"), scores.get("sink_mass_code")
+    if prose is None or code is None:
+        return []
+    if min(prose, code) > DORMANT:
+        return ["dormant head"]
+    if abs(prose - code) > APART:
+        return [f"active–dormant head (dormant on {'prose' if prose > code else 'code'})"]
+    return []
+
+
+def rules(threshold: float) -> list[str]:
+    """Return the rules in words."""
+    return [
+        f"labels: previous-token heads score {threshold:g} or more; induction and duplicate-token heads do so at every"
+        f" gap; one that does so at one gap and has less than {threshold / 4:g} at the others is a fixed-offset head",
+        f"retrieval heads score more than {RETRIEVAL:g} (Wu et al.), strong ones more than 0.5; dormant heads give the"
+        f" first token more than {DORMANT:g} on prose and on code, active–dormant ones differ by more than {APART:g}",
+    ]

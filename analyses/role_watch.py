@@ -141,18 +141,21 @@ class TextWatch:
 
 
 @torch.no_grad()
-def watched(
-    session: Session,
-    policy: Policy | str,
-    kernel: Kernel | str,
-    prompts: Sequence[Prompt],
-    watch: Watch,
-) -> Iterator[tuple[Prompt, Tensor, Execution]]:
-    """Run each prompt alone and yield it with its numbers `[layers, heads, m]` in the order of `watch.names`."""
+def looked(
+    session: Session, policy: Policy | str, kernel: Kernel | str, prompt: Prompt, watch: Watch
+) -> tuple[Tensor, Execution]:
+    """Run one prompt and return its numbers `[layers, heads, m]` in the order of `watch.names`, and the execution."""
     decoder: Any = session.model.get_decoder()
+    ids = torch.tensor([prompt.token_ids])
+    watch.begin(ids[0])
     with session.under(policy, kernel=kernel, observers=[watch]) as execution:
-        for prompt in prompts:
-            ids = torch.tensor([prompt.token_ids])
-            watch.begin(ids[0])
-            decoder(input_ids=ids.to(session.device), use_cache=False)
-            yield prompt, torch.stack([watch.layers[layer] for layer in sorted(watch.layers)]), execution
+        decoder(input_ids=ids.to(session.device), use_cache=False)
+    return torch.stack([watch.layers[layer] for layer in sorted(watch.layers)]), execution
+
+
+def watched(
+    session: Session, policy: Policy | str, kernel: Kernel | str, prompts: Sequence[Prompt], watch: Watch
+) -> Iterator[tuple[Prompt, Tensor, Execution]]:
+    """Run each prompt alone and yield it with its numbers and its execution (see `looked`)."""
+    for prompt in prompts:
+        yield prompt, *looked(session, policy, kernel, prompt, watch)

@@ -65,8 +65,8 @@ def widened(
 ) -> tuple[Policy, float]:
     """Return the policy with its budget widened until its density is nearest to `density`, and that density.
 
-    All `budget` fields are multiplied by one factor. Budgets in whole keys may come no nearer than one key a row. Raises
-    `ValueError` where the policy says no budget, and where none comes within 2 % or one key a row.
+    All `budget` fields are multiplied by one factor. Budgets in whole keys may come no nearer than one key a row.
+    Raises `ValueError` where the policy says no budget, and where none comes within 2 % or one key a row.
     """
     if not policy.budget:
         raise ValueError(f"{policy.name} says no budget that could be widened")

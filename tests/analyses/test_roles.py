@@ -27,8 +27,8 @@ from sparselens.analyses.pattern_scores import (
 from sparselens.analyses.report import report
 from sparselens.analyses.role_labels import labels
 from sparselens.analyses.role_plan import Roles, planned
-from sparselens.analyses.role_watch import TargetWatch, watched
-from sparselens.analyses.roles import ANALYSIS, measure
+from sparselens.analyses.role_watch import TargetWatch, looked
+from sparselens.analyses.roles import ANALYSIS, measured_on
 from sparselens.kernels.call import Allowed, AttentionCall
 from sparselens.kernels.kernel import Attended
 from sparselens.kernels.selection import Selection
@@ -37,10 +37,18 @@ from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
 from sparselens.workbench.cli import main
 from sparselens.workbench.models import load
-from sparselens.workbench.progress import Progress
 
 T = 64
-QUICK = {"sequences": 3, "windows": 5, "texts": 2, "half": 20, "gaps": (0, 7, 30), "length": 96}
+PATTERNS = ("repeats", "windows", "texts")
+QUICK = {
+    "sequences": 3,
+    "windows": 5,
+    "texts": 2,
+    "half": 20,
+    "gaps": (0, 7, 30),
+    "length": 96,
+    "parts": PATTERNS,
+}
 
 
 def reduced(weights: Tensor, **sizes: Any) -> dict[str, Tensor]:
@@ -155,8 +163,7 @@ class Planted:
 def planted(small: Any) -> dict[tuple[str, int], Any]:
     """Scores by metric and head number (layer 0 has 0–3), with the offset that is induction at gap 0."""
     chosen = Roles(**QUICK)
-    with Progress(0, 0, enabled=False) as bar:
-        found, _ = measure(small, planned(small, chosen), chosen, Planted(chosen.half - 1), bar)
+    found = measured_on(small, planned(small, chosen), chosen, Planted(chosen.half - 1))
     return {(each.metric, head): each.mean[head] for each in found for head in range(8)}
 
 
@@ -215,7 +222,7 @@ def test_a_random_model_is_flat(tmp_path: Path) -> None:
         num_key_value_heads=2, max_position_embeddings=256,
     )  # fmt: skip
     random = wrap(LlamaForCausalLM(config).eval(), small_tokenizer())
-    done = ANALYSIS.run(random, tmp_path / "t", sequences=3, windows=5, texts=2)
+    done = ANALYSIS.run(random, tmp_path / "t", sequences=3, windows=5, texts=2, parts=PATTERNS)
     with connect(tmp_path / "t") as trace:
         best = dict(trace.sql("SELECT metric, max(value) FROM head_scores GROUP BY ALL").rows)
         alpha = trace.sql("SELECT avg(value) FROM head_scores WHERE metric = 'sink_alpha'").rows[0][0]
@@ -397,7 +404,7 @@ def test_the_order_of_the_prompts_does_not_matter(small: Any) -> None:
     prompts = planned(small, Roles(**QUICK)).repeats[1].prompts
 
     def values(order: list[Any]) -> dict[str, Tensor]:
-        return {p.id: found for p, found, _ in watched(small, "dense", "blocked", order, TargetWatch())}
+        return {p.id: looked(small, "dense", "blocked", p, TargetWatch())[0] for p in order}
 
     forwards, backwards = values(prompts), values(prompts[::-1])
     assert all(torch.equal(forwards[name], backwards[name]) for name in forwards)
@@ -428,6 +435,7 @@ def test_what_a_policy_cannot_reach_scores_nothing_and_the_share_is_beside_it(
         ({"policy": "nothing"}, "no policy named 'nothing'"),
         ({"bos": "maybe"}, "bos is one of default"),
         ({"length": 1000}, "the model's context 256"),
+        ({"parts": "sinks"}, "has no part 'sinks'; it has repeats"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_and_nothing_is_written(
@@ -461,14 +469,15 @@ def test_the_report_names_the_roles_of_the_heads_it_lists(small: Any, prompts: A
     told.run(small, path)
     text = report(path, base.run_id, [run.run_id])
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip().startswith("L")}
-    assert lines["L0H2"].endswith("; induction 0.90")
-    assert lines["L1H3"].endswith("; induction 0.50 (0.02 at its worst gap)")
+    assert lines["L0H2"].endswith("  induction 0.90")
+    assert lines["L1H3"].endswith("  induction 0.50 (0.02 at its worst gap)")
     assert "Role scores" not in text
     with connect(path) as trace:
         assert trace.sql("SELECT DISTINCT run_id FROM head_scores").rows == [(base.run_id,)]
         assert trace.sql("SELECT seconds FROM runs WHERE name = 'planted'").rows[0][0] >= 0.2
     ANALYSIS.run(small, path, policy=run.policy, **QUICK)  # roles under the policy are not those of the base
-    assert report(path, base.run_id, [run.run_id]) == text
+    again = report(path, base.run_id, [run.run_id])
+    assert [line for line in again.splitlines() if line.strip().startswith("L")] == [*lines.values()]
 
 
 def test_the_commands_list_analyse_and_say_what_is_missing(
@@ -533,7 +542,7 @@ def test_a_difference_between_gaps_is_not_taken_for_chance() -> None:
 def test_the_known_heads_of_the_default_model(tmp_path: Path) -> None:
     """Induction L18H6 ≈ 0.9 and previous-token L16H0 ≈ 0.89, measured apart on the same weights."""
     session = load("smollm2-135m", progress=False)
-    size = {"sequences": 4, "windows": 12, "texts": 1, "gaps": (0, 50)}
+    size = {"sequences": 4, "windows": 12, "texts": 1, "gaps": (0, 50), "parts": PATTERNS}
     dense = ANALYSIS.run(session, tmp_path / "t", **size)
     sparse = ANALYSIS.run(session, tmp_path / "t", policy="a_shape(sink=4,window=16)", **{**size, "gaps": 50})
     ask = (
