@@ -54,6 +54,29 @@ def clustered_mean(
     return Interval(mean, float(low), float(high), len(numbers), n_clusters)
 
 
+def resamples(clusters: Sequence[str] | Any, *, seed: int = 0) -> Any:
+    """Return how often each unit counts in each draw over whole clusters `[n]`: `[DRAWS, n]`, for any statistic.
+
+    NaN where there are fewer than two clusters: then nothing can be said about the spread.
+    """
+    _, codes = np.unique(np.asarray(clusters, object).astype(str), return_inverse=True)
+    n_clusters = int(codes.max()) + 1 if len(codes) else 0
+    if n_clusters < 2:
+        return np.full((DRAWS, len(codes)), np.nan)
+    drawn = np.random.default_rng(seed).integers(0, n_clusters, (DRAWS, n_clusters))
+    times = np.zeros((DRAWS, n_clusters))
+    np.add.at(times, (np.arange(DRAWS)[:, None], drawn), 1.0)
+    return times[:, codes]
+
+
+def bounds(draws: Any) -> tuple[float, float]:
+    """Return the 2.5 % and 97.5 % quantiles of a statistic's draws; NaN where there are none."""
+    if np.isnan(draws).any():
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def clustered_means(
     values: Any, clusters: Sequence[str] | Any, *, strata: Sequence[int] | None = None, seed: int = 0
 ) -> tuple[Any, Any, Any]:

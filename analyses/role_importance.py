@@ -95,6 +95,7 @@ def _without(ground: Ground, ids: Tensor, passage: Passage, layer: int) -> Any:
 def _estimates(ground: Ground, ids: Tensor) -> Any:
     """Return −⟨∂loss/∂z, z⟩ `[windows, layers · heads]`; windows do not see each other."""
     session, tap = ground.session, Tap()
+    _ = session.readout
     with torch.enable_grad(), session.under(ground.chosen.policy, kernel=ground.kernel, editors=[tap]):
         inputs = embedded(session.model, ids)
         states = session.model.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state

@@ -145,8 +145,6 @@ def planned(session: Session, chosen: Roles) -> Plan:
         ],
         made(Prose(length=chosen.window, n=chosen.windows, seed=seed), "windows", "states", "importance"),
         made(Prose(length=chosen.length, n=chosen.texts, seed=seed), "texts"),
-        NONE
-        if "code" not in chosen.parts
-        else made(set_of(f"code(length={chosen.length},n={chosen.texts},seed={seed})"), "code"),
+        made(set_of(code), "code") if "code" in chosen.parts else NONE,
         made(Needles(length=(chosen.needle_length,), n=chosen.needles, seed=seed), "needles"),
     )

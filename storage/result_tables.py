@@ -168,6 +168,7 @@ INTERVENTIONS = Table(
         Column("heads", NAMES, "", "the heads, as `L18H6`; empty where folds differ"),
         Column("n_heads", U32, "heads", "how many"),
         Column("order_by", NAME, "", "what they were ranked by; `random` for drawn ones", True),
+        Column("matched", NAME, "", "of random heads: the ranking whose layers they match", True),
         Column("draw", U32, "", "number of the random draw; NULL of `random`: the mean over draws", True),
         Column("phase", NAME, "", "rows that were intervened on: `prefill`, `decode` or `both`", True),
         METRIC,
@@ -191,6 +192,32 @@ INTERVENTION_PROMPTS = Table(
     (ANALYSIS, BASE_RUN, TRIAL, FOLD, PROMPT, METRIC, VALUE),
     key=("analysis_id", "base_run", "trial", "prompt_id", "metric"),
     sort=("trial", "prompt_id", "metric"),
+    writer="analysis_id",
+    subject=("base_run",),
+)
+
+ESTIMATES = Table(
+    "estimates",
+    "What giving a dropped key back to a head would do to the answer's loss, by one backward pass: the largest "
+    "contributions of each prompt.",
+    (
+        ANALYSIS,
+        BASE_RUN,
+        PROMPT,
+        LAYER,
+        HEAD,
+        Column("q_pos", U32, "token", "the row (destination)"),
+        Column("k_pos", U32, "token", "the key (source)"),
+        Column(
+            "value",
+            F32,
+            "nats",
+            "∂ answer NLL/∂ pattern × (dense − executed pattern): below 0, the key would help",
+        ),
+        Column("head_value", F32, "nats", "the sum over all rows and keys of the head"),
+    ),
+    key=("analysis_id", "base_run", "prompt_id", "layer", "head", "q_pos", "k_pos"),
+    sort=("prompt_id", "layer", "head"),
     writer="analysis_id",
     subject=("base_run",),
 )

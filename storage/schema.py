@@ -13,7 +13,8 @@ from sparselens.storage import head_tables, result_tables, run_tables
 from sparselens.storage.column import Column, Table
 
 SCHEMA_VERSION = 2
-"""1: until 0.1. 2: `interventions` has trial, fold, n_clusters, prompt_set, definition; `intervention_prompts`."""
+"""1: until 0.1. 2: `interventions` has trial, fold, matched, n_clusters, prompt_set, definition; there are
+`intervention_prompts` and `estimates`."""
 
 # A row group is whole layers of one prompt and at least this many rows (the last of a file may be smaller),
 # at most the second number: zone maps on layer prune, a query for one head opens one row group a prompt.
@@ -40,6 +41,7 @@ _ORDER = (
     head_tables.GENERATIONS,
     result_tables.INTERVENTIONS,
     result_tables.INTERVENTION_PROMPTS,
+    result_tables.ESTIMATES,
     head_tables.ACTIVATIONS,
     run_tables.SUBJECTS,
 )

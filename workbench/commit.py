@@ -81,6 +81,7 @@ def add_prompt(part: Part, prompt: Prompt) -> None:
     part.add(
         "tokens",
         {
+            "prompt_id": prompt.id,
             "pos": np.arange(tokens, dtype=np.uint32),
             "token_id": np.asarray(prompt.token_ids, np.uint32),
             "text": list(prompt.pieces),
@@ -91,6 +92,7 @@ def add_prompt(part: Part, prompt: Prompt) -> None:
         part.add(
             "spans",
             {
+                "prompt_id": prompt.id,
                 "name": list(prompt.spans),
                 "start": [start for start, _ in prompt.spans.values()],
                 "stop": [stop for _, stop in prompt.spans.values()],

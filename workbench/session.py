@@ -168,20 +168,28 @@ class Session:
         Raises `RuntimeError` inside a block of `under`: the layers that it would put into the model would not be
         those that the policy steers.
         """
-        if any(
-            id(layer) in active.modules for active in ACTIVE.get() for layer in attention_layers(self.model)
-        ):
-            raise RuntimeError(
-                "build session.bridge before entering `under(...)`: touch it once outside the block"
-            )
+        self._outside("bridge")
         return bridge_of(self.model, self.tokenizer)
 
     @cached_property
     def readout(self) -> Readout:
-        """The output head, checked once against the model's own logits."""
+        """The output head, checked once against the model's own logits.
+
+        Raises `RuntimeError` inside a block of `under`: the check would run under the policy and its observers.
+        """
         from sparselens.workbench.readout import Readout
 
+        self._outside("readout")
         return Readout(self.model)
+
+    def _outside(self, what: str) -> None:
+        """Raise `RuntimeError` inside a block of `under` over this model."""
+        if any(
+            id(layer) in active.modules for active in ACTIVE.get() for layer in attention_layers(self.model)
+        ):
+            raise RuntimeError(
+                f"build session.{what} before entering `under(...)`: touch it once outside the block"
+            )
 
     @property
     def bridged(self) -> bool:

@@ -15,7 +15,7 @@ from sparselens.storage.schema import STORED
 from sparselens.storage.trace import EMPTY, Trace
 from sparselens.storage.writer import RunWriter
 
-NEW = ("trial", "fold", "n_clusters", "prompt_set", "definition")
+NEW = ("trial", "fold", "matched", "n_clusters", "prompt_set", "definition")
 
 
 @pytest.fixture
@@ -32,7 +32,8 @@ def older(tmp_path: Path) -> Path:
         run.finish()
     for file in [*path.glob("runs/*/part-*/interventions.parquet"), path / EMPTY / "interventions.parquet"]:
         pq.write_table(pq.read_table(file).drop_columns(NEW), file)
-    (path / EMPTY / "intervention_prompts.parquet").unlink()
+    for name in ("intervention_prompts", "estimates"):
+        (path / EMPTY / f"{name}.parquet").unlink()
     shutil.move((path / EMPTY).parent, path / "schema" / "empty")
     for record in path.glob("runs/*/*.json"):
         fields = json.loads(record.read_bytes())
