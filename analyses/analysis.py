@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
@@ -24,8 +24,10 @@ from sparselens.storage.reader import connect
 from sparselens.storage.schema import table as declared
 from sparselens.storage.trace import Run, Trace
 from sparselens.storage.writer import RunWriter
+from sparselens.workbench.recorded import require_recorded_model
 
 if TYPE_CHECKING:
+    from sparselens.workbench.prompt import Prompt
     from sparselens.workbench.session import Session
 
 FOLDER = Path(__file__).parent
@@ -35,11 +37,13 @@ FOLDER = Path(__file__).parent
 class Findings:
     """What an analysis found: column blocks by `(table, columns)`, and fields of the run's record.
 
-    Rows lack `run_id` (`base_run` of interventions): `Analysis.run` fills in the run that they are about.
+    Rows lack `run_id` (`base_run` of interventions): `Analysis.run` fills in the run that they are about. `prompts`:
+    those that rows name by `prompt_id`; they go into the trace with their tokens and spans.
     """
 
     rows: list[tuple[str, dict[str, Any]]]
     record: dict[str, Any] = field(default_factory=dict)
+    prompts: Sequence[Prompt] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Analysis:
     `parameters` is a frozen dataclass whose fields are the arguments and all have defaults; its `__post_init__`
     refuses values that make no sense. `find` answers; `cost` says beforehand what that takes; `show` turns the
     stored rows of an analysis run into what is printed. `needs_model` False: it reads the tables of a run, which
-    its parameters call `run`.
+    its parameters call `run` (and `base`, where it compares two). `model_of_run` True: it reads the tables of such a
+    run and runs the model that is recorded there as well.
     """
 
     name: str
@@ -88,6 +93,12 @@ class Analysis:
     cost: Callable[[Setting], str]
     show: Callable[[Trace, str, Mapping[str, Any]], Shown]
     needs_model: bool = True
+    model_of_run: bool = False
+
+    @property
+    def reads_run(self) -> bool:
+        """Whether it reads the tables of a run."""
+        return self.model_of_run or not self.needs_model
 
     def run(
         self,
@@ -122,9 +133,8 @@ class Analysis:
             findings = self.find(replace(setting, ledger=ledger))
             run, subject = writer(), self._subject(setting, findings.record, done)
             about = {"run_id": subject or run.run_id}
-            with run.part([]) as part:
-                for table, columns in findings.rows:
-                    part.add(table, _about(table, about["run_id"]) | columns)
+            if not findings.prompts or not run.finished_prompts():
+                _write(run, findings, about["run_id"])
             parents = findings.record.get("parents", [subject] if subject else [])
             extra = {**findings.record.get("extra", {}), "subject": about["run_id"]}
             seconds = {} if stopped is not None else {"seconds": time.monotonic() - started}
@@ -155,13 +165,18 @@ class Analysis:
         if self.needs_model and session is None:
             raise ValueError(f"the analysis {self.name} runs a model: give one")
         if not isinstance(trace, Trace):
-            trace = Trace.create(trace) if self.needs_model else Trace.open(trace)
+            trace = Trace.open(trace) if self.reads_run else Trace.create(trace)
         parameters = self.settle(arguments)
-        if self.needs_model:
+        if not self.reads_run:
             return Setting(session, trace, parameters, progress)
-        with connect(trace.path) as connection:  # the run itself: another one may bear the name tomorrow
-            run_id = find_run(connection, parameters.run)["run_id"]
-        return Setting(None, trace, replace(parameters, run=run_id), progress)
+        named = {name: value for name in ("run", "base") if (value := getattr(parameters, name, ""))}
+        with connect(trace.path) as connection:  # the runs themselves: others may bear these names tomorrow
+            found = {name: find_run(connection, value)["run_id"] for name, value in named.items()}
+        parameters = replace(parameters, **found)
+        if session is None or not self.model_of_run:
+            return Setting(None, trace, parameters, progress)
+        require_recorded_model(session, trace.run(parameters.run))
+        return Setting(session, trace, parameters, progress)
 
     def settle(self, arguments: Mapping[str, Any]) -> Any:
         """Return the parameters with these values; `ValueError` on an unknown name or a value of another type."""
@@ -201,15 +216,14 @@ class Analysis:
         ]
         return found[-1] if found else None
 
-    @staticmethod
-    def _subject(setting: Setting, record: Mapping[str, Any], done: Run | None) -> str | None:
+    def _subject(self, setting: Setting, record: Mapping[str, Any], done: Run | None) -> str | None:
         """Return the run that the rows are about: of the same weights, tokenizer and policy; None: itself.
 
         An analysis that is done again stays about the same run, so that the newer rows take the older ones' place.
         """
         if done is not None:
             return str(done.record.extra["subject"])
-        if setting.session is None:
+        if setting.session is None or self.reads_run:
             return str(record["parents"][0])
         source = setting.session.provenance
         wanted = (source.weight_hash, source.tokenizer_hash, record["policy"])
@@ -221,6 +235,17 @@ class Analysis:
             and (run.record.weight_hash, run.record.tokenizer_hash, run.record.policy) == wanted
         ]
         return found[-1] if found else None
+
+
+def _write(run: RunWriter, findings: Findings, subject: str) -> None:
+    """Write all rows as one part."""
+    from sparselens.workbench.commit import add_prompt
+
+    with run.part([prompt.id for prompt in findings.prompts]) as part:
+        for prompt in findings.prompts:
+            add_prompt(part, prompt)
+        for table, columns in findings.rows:
+            part.add(table, _about(table, subject) | columns)
 
 
 def _about(table: str, subject: str) -> dict[str, str]:

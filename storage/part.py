@@ -67,8 +67,10 @@ class Part:
             self._shard(name).add(rows)
 
     def _check(self, name: str, writer: str, rows: Any) -> None:
-        """Raise ValueError if rows claim another writer or another prompt."""
-        present = {"prompt_id": set(self.prompt_ids), writer: {self._record.run_id}}
+        """Raise ValueError if rows claim another writer or another prompt; a part without prompts tells of any."""
+        present = {writer: {self._record.run_id}}
+        if self.prompt_ids:
+            present["prompt_id"] = set(self.prompt_ids)
         for column, allowed in present.items():
             if column in rows.column_names:
                 strange = sorted(set(_values(rows.column(column))) - allowed)

@@ -113,8 +113,8 @@ class RunWriter:
     def part(self, prompt_ids: Sequence[str]) -> Part:
         """A context that takes the rows of these prompts; left without error, they are in the trace.
 
-        With no prompts it takes rows that belong to none (scores, evaluations); a resumed run writes
-        them anew.
+        With no prompts it takes rows that belong to none or to those of other runs (scores, evaluations); a
+        resumed run writes them anew.
         ValueError if a prompt is in the run already.
         """
         again = sorted(self._finished.intersection(prompt_ids))

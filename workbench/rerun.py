@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparselens.workbench.prompt import Prompt
+from sparselens.workbench.recorded import recorded_policy, recorded_session
 
 if TYPE_CHECKING:
     from sparselens.storage.reader import Connection
     from sparselens.storage.trace import Run, Trace
-    from sparselens.workbench.session import Session
 
 COMPARED = {
     "predictions": (("prompt_id", "pos"), ("nll", "top1_p")),
@@ -71,7 +71,7 @@ def rerun(trace: str | Path, run: str, *, model: str | None = None) -> list[Diff
         raise ValueError(f"{run!r} is a run of kind {recorded.record.kind}; only captures can be repeated")
     if not recorded.prompt_ids:
         raise ValueError(f"{run!r} has no complete prompt to repeat")
-    session = _session(recorded, model)
+    session = recorded_session(recorded, model)
     base = opened.run(recorded.record.parents[0]) if recorded.record.parents else None
     with connect(trace) as before, tempfile.TemporaryDirectory(prefix="sparselens-rerun-") as scratch:
         prompts = stored_prompts(before, recorded)
@@ -79,9 +79,9 @@ def rerun(trace: str | Path, run: str, *, model: str | None = None) -> list[Diff
             handles = capture(
                 session,
                 prompts,
-                [] if _is_base(opened, recorded) else [_policy(recorded)],
+                [] if _is_base(opened, recorded) else [recorded_policy(recorded)],
                 scratch,
-                base=_policy(base or recorded) if base or _is_base(opened, recorded) else None,
+                base=recorded_policy(base or recorded) if base or _is_base(opened, recorded) else None,
                 progress=False,
                 **_options(recorded),
             )
@@ -127,36 +127,6 @@ def _one(opened: Connection, text: str, prompt_id: str) -> dict[str, Any]:
     if not found.rows:
         raise ValueError(f"the trace has no prompt {prompt_id}")
     return dict(zip(found.columns, found.rows[0], strict=True))
-
-
-def _session(run: Run, model: str | None) -> Session:
-    from sparselens.workbench.models import MODELS, load
-
-    record = run.record
-    name = model or record.model
-    if name is None:
-        raise ValueError(f"run {run.run_id} does not say which model it ran")
-    from_hub = model is None and name not in MODELS and not Path(name).exists()
-    session = load(
-        name,
-        revision=record.model_revision if from_hub else None,
-        dtype=record.dtype or "float32",
-        device=record.device or "auto",
-        progress=False,
-    )
-    for what in ("weight_hash", "tokenizer_hash"):
-        now, then = getattr(session.provenance, what), getattr(record, what)
-        if now != then:
-            raise ValueError(f"{name} is not the model of run {run.run_id}: {what} {now}, recorded {then}")
-    return session
-
-
-def _policy(run: Run) -> Any:
-    from sparselens.kernels.policy import Policy, parse
-
-    if run.record.policy_json:
-        return Policy.from_json(json.loads(run.record.policy_json))
-    return parse(run.record.policy or "dense")
 
 
 def _is_base(trace: Trace, run: Run) -> bool:
