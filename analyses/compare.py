@@ -11,7 +11,7 @@ import pandas as pd
 
 from sparselens.analyses.comparison import Comparison
 from sparselens.analyses.diff import diff
-from sparselens.analyses.report import report
+from sparselens.analyses.report import page, report
 from sparselens.analyses.runs import find_run
 from sparselens.storage.reader import connect
 
@@ -55,12 +55,20 @@ class Compared:
         """Ask the trace in SQL (one SELECT)."""
         return connect(self.trace).sql(text)
 
-    def report(self) -> str:
-        """Return the report in sentences: see `sparselens report`."""
-        return report(self.trace, self.base, self.runs)
+    def report(self, form: str = "text") -> str:
+        """Return the report as `text`, `markdown` or `html`: see `sparselens report`."""
+        return report(self.trace, self.base, self.runs, form=form)
 
     def __str__(self) -> str:
         return self.report()
+
+    def _repr_markdown_(self) -> str:
+        return self.report("markdown")
+
+    def _repr_html_(self) -> str:
+        from sparselens.analyses.report_html import html
+
+        return html(page(self.trace, self.base, self.runs), whole=False)
 
 
 def compare(

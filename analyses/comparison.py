@@ -66,7 +66,7 @@ class Comparison:
         found: dict[tuple[int, int], dict[str, float]] = {}
         for row in self.ask("roles").to_pylist():
             found.setdefault((row["layer"], row["head"]), {})[row["metric"]] = row["value"]
-        return {head: _spoken(scores) for head, scores in found.items()}
+        return {head: spoken(scores) for head, scores in found.items()}
 
     def score(self, metric: str) -> tuple[Interval, Interval, Interval] | None:
         """Return a per-prompt score under A, under B, and its paired change; None where it was not recorded."""
@@ -95,7 +95,7 @@ class Comparison:
         return clustered_mean(table[column].to_numpy(zero_copy_only=False), table["cluster"].to_pylist())
 
 
-def _spoken(scores: dict[str, float]) -> str:
+def spoken(scores: dict[str, float]) -> str:
     """Return a head's role scores as words; a score that a change of gap halves is said with its worst gap."""
     words = []
     for name in ROLES:

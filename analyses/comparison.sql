@@ -50,7 +50,7 @@ FROM head_stats WHERE run_id = $run AND pattern = 'executed' AND rows = 'all';
 -- name: roles
 SELECT s.layer, s.head, s.metric, s.value
 FROM head_scores s JOIN runs w ON w.run_id = s.analysis_id JOIN runs a ON a.run_id = $run_a
-WHERE s.head IS NOT NULL
+WHERE s.head IS NOT NULL AND coalesce(s.params, '') NOT LIKE '%"ranking": true%'
   AND (s.run_id = a.run_id
        OR (w.weight_hash = a.weight_hash AND w.tokenizer_hash = a.tokenizer_hash AND w.policy = a.policy))
 QUALIFY row_number() OVER (PARTITION BY s.layer, s.head, s.metric ORDER BY w.created_at DESC, w.run_id DESC) = 1

@@ -70,7 +70,7 @@ def diff(trace: str | Path, run_a: str, run_b: str, *, top: int = 20, again: boo
         if all(head["write_error"] is None for head in heads):
             notes.append(
                 "write_error, kept mass, JS, overlap and KL need both runs in one capture; this fills them:\n  "
-                + _capture_command(comparison, trace)
+                + capture_command(comparison, trace)
             )
         if shared["shared"] < max(shared["in_a"], shared["in_b"]):
             notes.append(f"over the {shared['shared']} prompts that both runs have")
@@ -95,7 +95,7 @@ def _fill(trace: Trace, comparison: Comparison) -> None:
         run.finish()
 
 
-def _capture_command(comparison: Comparison, trace: str | Path) -> str:
+def capture_command(comparison: Comparison, trace: str | Path) -> str:
     """Return the command that captures both policies paired, on prompts of the same sets."""
     args = json.loads(comparison.b["args"] or "{}")
     sets = [row["prompt_set"] for row in comparison.ask("prompt_sets").to_pylist() if row["prompt_set"]]
