@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sparselens.analyses.analysis import Findings, Setting, Shown
 from sparselens.analyses.cause_check import checked
-from sparselens.analyses.cause_plan import Cause, folds, planned
+from sparselens.analyses.cause_plan import Cause, folds, moved, planned
 from sparselens.analyses.cause_rows import prompt_rows, rows_of, table
 from sparselens.analyses.cause_run import Study, Tested
 from sparselens.analyses.measured import Measured
@@ -65,11 +66,22 @@ def _said(parts: Sequence[Tested]) -> dict[str, Any]:
                 "n_tested": len(part.fold.tested),
                 "n_ranking": len(part.fold.ranking),
                 "n_answered": part.n_answered,
+                "moved": _moved(part),
                 "wider": {str(count): str(policy) for count, policy in part.widened.items()},
             }
             for part in parts
         ]
     }
+
+
+def _moved(part: Tested) -> dict[str, float]:
+    """Return how many random heads of a set had to be taken from a neighbouring layer, mean over draws."""
+    found: dict[str, list[int]] = {}
+    for trial, heads in part.heads.items():
+        if trial.order_by == "random":
+            mine = part.heads[replace(trial, order_by=trial.matched, matched=None, draw=None)]
+            found.setdefault(f"{trial.matched} {trial.n_heads}", []).append(moved(mine, heads))
+    return {name: sum(each) / len(each) for name, each in found.items()}
 
 
 def _rankings(parts: Sequence[Tested], chosen: Cause) -> list[Measured]:
@@ -175,6 +187,9 @@ def _notes(
     made += [_gap(row) for row in found if row["metric"] == "gap"]
     for number, fold in enumerate(extra.get("folds", [])):
         words = f"fold {number}: tested on {', '.join(fold['tested'])} ({fold['n_tested']} prompts)"
+        for matched, away in fold.get("moved", {}).items():
+            if away:
+                words += f"; of the random heads as {matched}, {away:g} stand in a neighbouring layer"
         made.append(
             f"{words}, ranked on the others ({fold['n_ranking']} prompts, {fold['n_answered']} answered by the base)"
         )

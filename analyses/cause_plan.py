@@ -135,25 +135,45 @@ def ranked(scores: Mapping[str, Any], heads: int) -> dict[str, list[Head]]:
     }
 
 
-def drawn(chosen: Sequence[Head], outside: Sequence[Head], heads: int, seed: str) -> list[Head]:
-    """Return random heads, in every layer as many as `chosen` has there, none of `outside`.
+def drawn(chosen: Sequence[Head], outside: Sequence[Head], size: tuple[int, int], seed: str) -> list[Head]:
+    """Return random heads, none of `outside`: in every layer as many as `chosen` has. `size`: layers, heads a layer.
 
-    Raises `ValueError` where a layer has not enough other heads.
+    Where a layer has too few others, the missing ones come from the nearest layers that have (`moved` counts them).
+    Raises `ValueError` where the model has not enough heads.
     """
+    layers, heads = size
     rng, taken = random.Random(seed), set(outside)
+    free = {
+        layer: [(layer, head) for head in range(heads) if (layer, head) not in taken]
+        for layer in range(layers)
+    }
+    wanted = {layer: len(mine) for layer, mine in by_layer(chosen).items()}
+    if sum(wanted.values()) > sum(map(len, free.values())):
+        raise ValueError(
+            f"{len(chosen)} random heads beside {len(taken)} ranked ones: too many for this model"
+        )
     found: list[Head] = []
-    for layer, mine in by_layer(chosen).items():
-        free = [(layer, head) for head in range(heads) if (layer, head) not in taken]
-        if len(free) < len(mine):
-            raise ValueError(
-                f"layer {layer} has {len(free)} heads outside the ranked ones, {len(mine)} are to be drawn: try fewer"
-            )
-        found += rng.sample(free, len(mine))
+    for layer, number in wanted.items():
+        some = rng.sample(free[layer], min(number, len(free[layer])))
+        free[layer] = [head for head in free[layer] if head not in some]
+        found += some
+    for layer, number in wanted.items():
+        for _ in range(number - sum(head[0] == layer for head in found)):
+            nearest = min((each for each in free if free[each]), key=lambda each: (abs(each - layer), each))
+            some = rng.sample(free[nearest], 1)
+            free[nearest] = [head for head in free[nearest] if head not in some]
+            found += some
     return found
 
 
+def moved(chosen: Sequence[Head], random_heads: Sequence[Head]) -> int:
+    """Return how many random heads stand in another layer than the ranked heads that they match."""
+    mine, theirs = by_layer(chosen), by_layer(random_heads)
+    return sum(max(len(theirs.get(layer, ())) - len(mine.get(layer, ())), 0) for layer in theirs)
+
+
 def sets_of(
-    trials: Sequence[Trial], order: Mapping[str, list[Head]], heads: int, seed: int, fold: int
+    trials: Sequence[Trial], order: Mapping[str, list[Head]], size: tuple[int, int], seed: int, fold: int
 ) -> dict[Trial, tuple[Head, ...]]:
     """Return the heads of every trial in a fold; drawn ones lie outside the sets of that size of all orders."""
     found: dict[Trial, tuple[Head, ...]] = {}
@@ -166,7 +186,7 @@ def sets_of(
             outside = {head for every in order.values() for head in every[: trial.n_heads]}
             mine = order[str(trial.matched)][: trial.n_heads]
             name = f"{seed} {fold} {trial.matched} {trial.n_heads} {trial.draw}"
-            found[trial] = tuple(drawn(mine, sorted(outside), heads, name))
+            found[trial] = tuple(drawn(mine, sorted(outside), size, name))
     return found
 
 

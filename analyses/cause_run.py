@@ -76,7 +76,8 @@ class Study:
         heads = self.session.n_heads
         order = ranked(scores, heads)
         trials = planned(self.chosen)
-        sets = sets_of(trials, order, heads, self.chosen.seed, fold.number)
+        size = (self.session.n_layers, heads)
+        sets = sets_of(trials, order, size, self.chosen.seed, fold.number)
         density, wider = self._densities(fold, sets) if self.restores else ({}, {})
         for count in wider:
             sets[Trial("policy", count)] = ()
