@@ -247,6 +247,15 @@ def test_under_a_window_the_sink_moves_along_with_the_oldest_kept_key(hand_set: 
     assert whole["nll_change_kept"] == whole["nll_change"]
 
 
+def test_another_base_of_the_same_weights_leaves_out_what_edges_cannot_say(hand_set: Path) -> None:
+    found, whole, shown = scores(hand_set, KEPT, base=WINDOW)
+    assert found["sink_mass_base", 1, 0] == 0  # the window's
+    assert found["sink_change", 1, 0] > 0.999
+    assert not any(key[0].startswith(("sink_to_", "oldest_")) for key in found)
+    assert "nll_change_kept" not in whole  # no head sinks under that base
+    assert [each["policy"] for each in shown.rows] == [f"{WINDOW} (base)", KEPT]
+
+
 def test_policies_stand_side_by_side(hand_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run in (WINDOW, KEPT):
         assert main(["analyse", "sinks", "--run", run, "--trace", str(hand_set), "--json"]) == 0
