@@ -2,7 +2,7 @@
 
     trace/trace.json                      what the folder is, its schema version
     trace/trace.duckdb                    the views, for other DuckDB clients
-    trace/schema/v2/part-00000/*.parquet         an empty shard of every table of this schema version
+    trace/schema/v2-…/part-00000/*.parquet       an empty shard of every table of this schema
     trace/runs/RUN/run.json               at the start
     trace/runs/RUN/heartbeat.json         every few seconds while it is written
     trace/runs/RUN/part-00000/*.parquet   all tables of one or more whole prompts, and part.json
@@ -32,11 +32,11 @@ from sparselens.storage.disk import (
 )
 from sparselens.storage.manifest import RunRecord, now
 from sparselens.storage.run_row import write_run_row
-from sparselens.storage.schema import SCHEMA_VERSION, STORED
+from sparselens.storage.schema import SCHEMA_VERSION, STORED, fingerprint
 from sparselens.storage.shard import write_empty
 
 STALE_AFTER = 60.0  # seconds without a heartbeat until a run counts as interrupted
-EMPTY = Path("schema", f"v{SCHEMA_VERSION}", "part-00000")
+EMPTY = Path("schema", f"v{SCHEMA_VERSION}-{fingerprint()}", "part-00000")
 
 
 @dataclass(frozen=True)
