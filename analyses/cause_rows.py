@@ -146,7 +146,7 @@ def _random_means(
         }
         metric, of = ("gap_closed", panel.closed) if restores else ("nll_rise", panel.rise)
         found[metric] = _mean_of([of(each) for each in of_them])
-        about = {
+        about: dict[str, Any] = {
             "trial": number,
             "fold": fold,
             "kind": kind,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -156,9 +157,9 @@ class Study:
             if trial.kind in ("base", "policy"):
                 other = self.base if trial.kind == "base" else wider[trial.n_heads]
                 whole = Stage(self.session, prompt, other, self.kernel)
-                key, compute = f"plain {other}", whole.plain
+                found[trial] = self._kept(f"plain {other}", prompt, whole.plain)
             elif trial.kind == "none":
-                key, compute = f"plain {self.under}", stage.plain
+                found[trial] = self._kept(f"plain {self.under}", prompt, stage.plain)
             else:
                 names = " ".join(names_of(sorted(heads)))
                 key = f"{trial.kind} {self.chosen.phase} {self.under} from {self.base}: {names}"
@@ -166,14 +167,13 @@ class Study:
                     key += f" means {float(means.double().sum()):.9e}"
                 edit = intervention(trial.kind, heads, rows, self.kernel, base=base, means=means)
                 first = min(layer for layer, _ in heads)
+                found[trial] = self._kept(key, prompt, partial(stage.tried, edit, first))
+        return found
 
-                def compute(edit: Any = edit, first: int = first) -> Any:
-                    return stage.tried(edit, first)
-
-            found[trial] = self.ledger.once(
-                f"{key} on {prompt.id}", lambda compute=compute: {"outcome": compute()}
-            )["outcome"]  # type: ignore[misc]
-            self.bar.advance(len(prompt))
+    def _kept(self, key: str, prompt: Prompt, compute: Callable[[], Any]) -> Any:
+        """Return an outcome, computed or kept from before."""
+        found = self.ledger.once(f"{key} on {prompt.id}", lambda: {"outcome": compute()})["outcome"]
+        self.bar.advance(len(prompt))
         return found
 
     def _snapshot(self, prompt: Prompt) -> Snapshot:
