@@ -15,8 +15,8 @@ from sparselens.analyses.report_study import headline
 
 _KINDS = {
     "run_dense": "given back",
-    "patch_pattern": "given back (their pattern)",
-    "patch_z": "given back (their output)",
+    "patch_pattern": "given their patterns back",
+    "patch_z": "given their outputs back",
 }
 
 
@@ -73,11 +73,13 @@ def _repaired(evidence: Evidence, run_id: str) -> list[str]:
     if found is None:
         return []
     trial, random = found
-    close = "closes" if trial.n_heads == 1 else "close"
+    several = trial.n_heads != 1
     closed = interval(trial.values["gap_closed"], shares=True)
-    words = f"{trial.n_heads} heads {_KINDS[trial.kind]} {close} {closed} of it"
+    words = (
+        f"{trial.n_heads} head{'s' * several} {_KINDS[trial.kind]} close{'s' * (not several)} {closed} of it"
+    )
     said = over(trial.values["gap_closed"].n, trial.values["gap_closed"].n_clusters)
     words += f" ({f'ranked by {trial.order_by}, ' if trial.order_by else ''}{said})"
     if random is not None and "gap_closed" in random.values:
-        words += f", {random.n_heads} random ones {interval(random.values['gap_closed'], shares=True)}"
+        words += f", {random.n_heads} random one{'s' * several} {interval(random.values['gap_closed'], shares=True)}"
     return [words]
