@@ -56,7 +56,7 @@ bench: $(READY)
 	  case $$file in */_*) continue;; esac; echo "== $$file"; $(BIN)/python -P "$$file"; done
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-trace
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-trace demo-trace-report.html
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 clean-venv: clean

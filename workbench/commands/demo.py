@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from sparselens.analyses.comparison import Comparison
     from sparselens.workbench.capture import RunHandle
+    from sparselens.workbench.session import Session
 
 MODEL = "smollm2-135m"
 PROMPTS = (
@@ -27,6 +28,14 @@ POLICIES = (
     "a_shape(sink=4,window=64)",
     f"per_head(default=a_shape(sink=4,window=64),full=[{HEADS}])",
 )
+ROLES = {
+    "parts": ["repeats", "needles"],
+    "sequences": 4,
+    "gaps": [0, 50],
+    "needles": 8,
+    "needle_length": 256,
+}
+"""A small measurement of roles, a minute: see docs/roles.md for the whole one."""
 NAMES = ("window", "sink+window", "sink+window, some heads dense")
 
 
@@ -37,7 +46,7 @@ def demo(
     ] = 8050,
     again: Annotated[bool, typer.Option("--again", help="Forget an earlier demo's trace.")] = False,
 ) -> None:
-    """Capture needles and repeated tokens under four policies, compare them, and open the pages.
+    """Capture needles and repeated tokens under four policies, analyse and compare them, and open the pages.
 
     Ctrl-C ends it; with DEMO_SERVE=0 in the environment it checks that the page answers, and leaves.
     """
@@ -60,8 +69,33 @@ def demo(
         resume=True,
         command=["sparselens", "demo"],
     )
+    _analyse(session, trace, runs)
     _table(trace, runs)
+    _report(trace, runs)
     _serve(trace, port, runs)
+
+
+def _analyse(session: Session, trace: Path, runs: list[RunHandle]) -> None:
+    """Measure the roles that the report names, and what became of the sinks; nothing that is there already."""
+    from sparselens.analyses.analysis import analyses
+
+    roles = analyses()["roles"]
+    setting = roles.setting(session, trace, **ROLES)
+    if roles.done(setting) is None:
+        print(f"roles: {roles.cost(setting)}", flush=True)
+    roles.run(session, trace, progress=True, **ROLES)
+    for run in runs:
+        analyses()["sinks"].run(None, trace, run=run.run_id)
+
+
+def _report(trace: Path, runs: list[RunHandle]) -> None:
+    """Write the report of all policies as one file beside the trace."""
+    from sparselens.analyses.report import report
+
+    file = trace.with_name(f"{trace.name}-report.html")
+    written = report(trace, runs[0].run_id, [run.run_id for run in runs[1:]], form="html")
+    file.write_text(written, encoding="utf-8")
+    print(f"\nThe report: {file}")
 
 
 def _table(trace: Path, runs: list[RunHandle]) -> None:
