@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparselens.analyses import ground
 from sparselens.analyses.analysis import Analysis, Findings, Shown, analyses, found_in, parse
 from sparselens.analyses.interval import clustered_mean, clustered_means
 from sparselens.analyses.pattern_scores import (
@@ -408,6 +409,29 @@ def test_the_order_of_the_prompts_does_not_matter(small: Any) -> None:
 
     forwards, backwards = values(prompts), values(prompts[::-1])
     assert all(torch.equal(forwards[name], backwards[name]) for name in forwards)
+
+
+def test_an_interrupted_measurement_goes_on_and_says_the_same(
+    small: Any, analysed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def stops(session: Any, policy: Any, kernel: Any, prompt: Any, watch: Any) -> Any:
+        seen.append(prompt.id)
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+        return looked(session, policy, kernel, prompt, watch)
+
+    monkeypatch.setattr(ground, "looked", stops)
+    with pytest.raises(KeyboardInterrupt):
+        ANALYSIS.run(small, tmp_path / "t", **QUICK)
+    (stopped,) = Trace.open(tmp_path / "t").runs()
+    assert stopped.status == "interrupted"
+    assert ANALYSIS.run(small, tmp_path / "t", **QUICK) == stopped.run_id
+    assert len(seen) == 9 + (3 * 3 + 5 + 2) - 8  # what was measured is not run again
+    asked = "SELECT metric, layer, head, value, ci_low, ci_high, n, params FROM head_scores ORDER BY ALL"
+    with connect(tmp_path / "t") as ours, connect(analysed[0]) as theirs:
+        assert ours.sql(asked, max_rows=None).rows == theirs.sql(asked, max_rows=None).rows
 
 
 def test_what_a_policy_cannot_reach_scores_nothing_and_the_share_is_beside_it(
