@@ -58,9 +58,9 @@ FROM head_scores s JOIN runs w ON w.run_id = s.analysis_id
 JOIN runs r ON r.run_id IN (SELECT unnest($all_runs))
   AND (s.run_id = r.run_id
        OR (w.weight_hash = r.weight_hash AND w.tokenizer_hash = r.tokenizer_hash AND w.policy = r.policy
-           AND w.name <> 'sinks'))
+           AND json_extract_string(w.args, '$.run') IS NULL))
 WHERE coalesce(s.params, '') NOT LIKE '%"ranking": true%'
-QUALIFY row_number() OVER (PARTITION BY r.run_id, w.name = 'sinks', s.layer, s.head, s.metric
+QUALIFY row_number() OVER (PARTITION BY r.run_id, w.name = 'sinks', s.layer, s.head, s.metric, s.rows
                            ORDER BY w.created_at DESC, w.run_id DESC) = 1
 ORDER BY r.run_id, s.metric, s.layer, s.head;
 
@@ -70,9 +70,15 @@ FROM evals e JOIN runs w ON w.run_id = e.analysis_id
 JOIN runs r ON r.run_id IN (SELECT unnest($all_runs))
   AND (e.run_id = r.run_id
        OR (w.weight_hash = r.weight_hash AND w.tokenizer_hash = r.tokenizer_hash AND w.policy = r.policy
-           AND w.name <> 'sinks'))
+           AND json_extract_string(w.args, '$.run') IS NULL))
 QUALIFY row_number() OVER (PARTITION BY r.run_id, e.task, e.metric ORDER BY w.created_at DESC, w.run_id DESC) = 1
 ORDER BY e.task, e.metric, r.run_id;
+
+-- name: definitions
+SELECT DISTINCT w.name AS analysis, json_extract_string(w.extra, '$.definitions') AS definitions
+FROM evals e JOIN runs w ON w.run_id = e.analysis_id
+WHERE e.run_id IN (SELECT unnest($all_runs)) AND json_extract_string(w.extra, '$.definitions') IS NOT NULL
+ORDER BY w.name;
 
 -- name: interventions
 WITH every AS (

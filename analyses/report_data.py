@@ -169,6 +169,20 @@ class Evidence:
         """Evaluations of each run."""
         return _grouped(self.ask("evals"), "run_id")
 
+    def eval_of(self, run_id: str, metric: str, task: str) -> dict[str, Any] | None:
+        """Return one evaluation of a run; None where it is not stored."""
+        rows = self.evals.get(run_id, [])
+        return next((row for row in rows if (row["metric"], row["task"]) == (metric, task)), None)
+
+    @cached_property
+    def definitions(self) -> dict[tuple[str, str], str]:
+        """What analyses say that their metrics are, by analysis and metric."""
+        return {
+            (row["analysis"], metric): meaning
+            for row in self.ask("definitions")
+            for metric, meaning in json.loads(row["definitions"]).items()
+        }
+
     @cached_property
     def interventions(self) -> dict[str, list[dict[str, Any]]]:
         """What happened when heads of each run were given back or cut; single random draws left out."""

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from sparselens.analyses.interval import Interval
-from sparselens.analyses.report_command import analyse, capture
+from sparselens.analyses.report_command import capture
 from sparselens.analyses.report_data import Evidence, Paired
+from sparselens.analyses.report_fidelity import evaluations, under_floor
 from sparselens.analyses.report_number import NONE, count, interval, number, over
 from sparselens.analyses.report_page import Block, Cell, Missing, Section, Table, Verbatim, Words
 
@@ -45,7 +46,7 @@ def losses(evidence: Evidence, called: dict[str, Verbatim]) -> Section:
     blocks += _by(
         evidence, called, "depth", "By depth of the needle (0: start, 1: end)", lambda row: row["depth"]
     )
-    blocks += _evaluations(evidence, called)
+    blocks += evaluations(evidence, called)
     return Section("kept", "What was preserved, what was dropped", blocks)
 
 
@@ -119,10 +120,16 @@ def _head_shares(evidence: Evidence, ids: Sequence[str]) -> list[list[Words | Ce
         ]
 
     where = str(evidence.rows)
+    floors = [under_floor(evidence, run_id) for run_id in ids]
+    under: list[list[Words | Cell]] = []
+    if any(floors):
+        counts = [f"{each[0]} of {each[1]}" if each else NONE for each in floors]
+        under.append(["heads at or under their noise floor", where, *counts])
     return [
         [f"heads preserved (write_error < {PRESERVED:g})", where, *said(lambda each: each[0])],
         [f"heads changed (write_error > {PRESERVED:g})", where, *said(lambda each: each[1])],
         ["heads whose interval holds both", where, *said(lambda each: each[2] - each[0] - each[1])],
+        *under,
     ]
 
 
@@ -170,44 +177,3 @@ def _group_cell(evidence: Evidence, run_id: str, prompts: Sequence[str]) -> Cell
         if answered is not None:
             return Cell(f"{words}; {_answered(answered)}", pair.change)
     return Cell(words, pair.change)
-
-
-def _evaluations(evidence: Evidence, called: dict[str, Verbatim]) -> list[Block]:
-    """Return what analyses stored as evaluations of the runs; noise is told with what ran."""
-    ids = [run["run_id"] for run in evidence.runs]
-    values: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for run_id in ids:
-        for row in evidence.evals.get(run_id, []):
-            if not row["metric"].startswith("noise") and row["analysis"] != "sinks":
-                values.setdefault((row["task"], row["metric"]), {})[run_id] = row
-    missing: list[Block] = []
-    if not any(row["analysis"] == "fidelity" for found in values.values() for row in found.values()):
-        again = [analyse(evidence, "fidelity", run) for run in evidence.runs]
-        missing.append(Missing("Fidelity by position and against the noise floor is not stored", again))
-    if not values:
-        return missing
-    rows: list[list[Words | Cell]] = []
-    for (task, metric), found in sorted(values.items()):
-        cells = [evaluated(found.get(run_id)) for run_id in ids]
-        there = [row for row in found.values() if row["n"] is not None]
-        said = dict.fromkeys(over(row["n"], row["n_clusters"] or 0, "observations") for row in there)
-        rows.append([(Verbatim(metric), " (", Verbatim(task), ")"), " / ".join(said), *cells])
-    columns: tuple[Words, ...] = ("metric (task)", "over", *(called[run_id] for run_id in ids))
-    return [
-        Table("Evaluations that analyses stored about these runs", columns, rows, scale="row"),
-        *missing,
-    ]
-
-
-def evaluated(row: dict[str, Any] | None) -> Cell:
-    """Return a stored value with its interval."""
-    if row is None or row["value"] is None:
-        return Cell(NONE)
-    found = stored(row)
-    return Cell(interval(found), found)
-
-
-def stored(row: dict[str, Any]) -> Interval:
-    """Return the interval that a row of a result table holds; NaN bounds where it has none."""
-    low, high = (np.nan if row[name] is None else float(row[name]) for name in ("ci_low", "ci_high"))
-    return Interval(float(row["value"]), low, high, row["n"] or 0, row["n_clusters"] or 0)

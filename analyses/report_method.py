@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from sparselens.analyses.interval import DRAWS
 from sparselens.analyses.report_data import Evidence
+from sparselens.analyses.report_fidelity import NEEDLES, TASK
 from sparselens.analyses.report_head import WHERE
 from sparselens.analyses.report_loss import PRESERVED
 from sparselens.analyses.report_page import Block, Paragraph, Section, Table, Verbatim, Words
 from sparselens.analyses.report_sink import TOLD
 from sparselens.analyses.report_study import PART
-from sparselens.analyses.sink_measure import DEFINITIONS
 
 _DEFINITIONS = (
     (
@@ -61,10 +61,13 @@ def method(evidence: Evidence) -> Section:
     if evidence.rows:
         rows.insert(6, ("rows", f"heads are ranked on {WHERE[evidence.rows]} ({evidence.rows})"))
     rows += [(Verbatim(metric), Verbatim(text)) for metric, text in _stored(evidence).items()]
-    sinks = {
-        row["metric"] for found in evidence.evals.values() for row in found if row["analysis"] == "sinks"
-    }
-    rows += [(f"{metric} (sinks)", DEFINITIONS[metric]) for metric in TOLD if metric in sinks]
+    told = [("sinks", metric) for metric in TOLD] + [(TASK, metric) for metric in NEEDLES]
+    there = {(row["analysis"], row["metric"]) for found in evidence.evals.values() for row in found}
+    rows += [
+        (f"{metric} ({name})", Verbatim(evidence.definitions[name, metric]))
+        for name, metric in told
+        if (name, metric) in there and (name, metric) in evidence.definitions
+    ]
     clusters = {row["cluster"] for row in evidence.prompts.values()}
     few = (
         f" There are {len(clusters)} clusters here: below about ten, such intervals are too narrow."

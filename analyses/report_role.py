@@ -9,6 +9,7 @@ import numpy as np
 
 from sparselens.analyses.report_command import analyse
 from sparselens.analyses.report_data import Evidence, Head
+from sparselens.analyses.report_fidelity import TASK
 from sparselens.analyses.report_number import NONE, interval, number
 from sparselens.analyses.report_page import Block, Cell, Missing, Paragraph, Section, Table, Verbatim, Words
 from sparselens.analyses.role_labels import DORMANT, RETRIEVAL, THRESHOLD, labels
@@ -155,13 +156,14 @@ def _same_measure(evidence: Evidence, run_id: str, metric: str) -> bool:
 
 
 def _retained(evidence: Evidence, called: dict[str, Verbatim]) -> list[Block]:
-    """Return the scores `retained_*` of the runs: means over the heads that have one."""
+    """Return the scores `retained_*` of heads: means over those that have one; pooled ones are told with fidelity."""
     rows: list[list[Words | Cell]] = []
     metrics = {
         row["metric"]: row["definition"]
         for run in evidence.runs
         for row in evidence.head_scores.get(run["run_id"], [])
         if row["metric"].startswith("retained_") and row["head"] is not None
+        if evidence.eval_of(run["run_id"], row["metric"], TASK) is None
     }
     for metric, definition in sorted(metrics.items()):
         cells: list[str] = []

@@ -6,10 +6,21 @@ import re
 from collections import Counter
 from typing import Any
 
-from sparselens.analyses.report_command import analyse, capture
+from sparselens.analyses.report_command import capture, read_tables
 from sparselens.analyses.report_data import Evidence
-from sparselens.analyses.report_number import number, share
-from sparselens.analyses.report_page import Block, Cell, Missing, Paragraph, Section, Table, Verbatim, Words
+from sparselens.analyses.report_fidelity import noise
+from sparselens.analyses.report_number import NONE, share
+from sparselens.analyses.report_page import (
+    Block,
+    Cell,
+    Missing,
+    Paragraph,
+    Section,
+    Table,
+    Verbatim,
+    Words,
+    filled,
+)
 
 CHECKS = ("verify_kernel", "verify_logits", "verify_calls")
 _LIST = re.compile(r"\[([^\[\]]*)\]")
@@ -67,8 +78,9 @@ def ran(evidence: Evidence, called: dict[str, Verbatim]) -> Section:
     ]
     if unchecked:
         blocks.append(Missing("Not all runs were checked", unchecked))
-    if not _noise(evidence):
-        again = [analyse(evidence, "fidelity", run) for run in evidence.runs]
+    lacking = [run for run in evidence.runs if noise(evidence, run["run_id"]) == NONE]
+    if lacking:
+        again = [read_tables(evidence, "fidelity", run) for run in lacking]
         blocks.append(
             Missing("The noise floor (the base against itself, computed otherwise) is not stored", again)
         )
@@ -131,7 +143,7 @@ def _table(evidence: Evidence, called: dict[str, Verbatim]) -> Table:
                 _flag(run["off_label"]),
                 _flag(run["lookahead"]),
                 verified(run),
-                _noise(evidence).get(run["run_id"], "–"),
+                noise(evidence, run["run_id"]),
                 Verbatim(run["run_id"]),
             ]
         )
@@ -147,20 +159,11 @@ def _table(evidence: Evidence, called: dict[str, Verbatim]) -> Table:
         "noise floor",
         "id",
     )
-    return Table("What each kept, and whether that was checked", columns, rows)
+    return filled(Table("What each kept, and whether that was checked", columns, rows), NONE)
 
 
 def _flag(value: bool | None) -> str:
     return "–" if value is None else "yes" if value else "no"
-
-
-def _noise(evidence: Evidence) -> dict[str, str]:
-    """Return what `fidelity` says about noise, by run."""
-    return {
-        run_id: ", ".join(f"{row['metric']} {number(row['value'])}" for row in rows)
-        for run_id, every in evidence.evals.items()
-        if (rows := [row for row in every if row["metric"].startswith("noise")])
-    }
 
 
 def _remarks(evidence: Evidence, called: dict[str, Verbatim]) -> list[Words]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sparselens.analyses.report_command import analyse, read_tables
 from sparselens.analyses.report_data import Evidence
-from sparselens.analyses.report_loss import evaluated
+from sparselens.analyses.report_fidelity import evaluated
 from sparselens.analyses.report_number import NONE, number, share
 from sparselens.analyses.report_page import (
     Block,

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparselens.analyses.interval import Interval
 from sparselens.analyses.report_data import Evidence
-from sparselens.analyses.report_loss import stored
+from sparselens.analyses.report_fidelity import stored
 
 RESTORES = ("run_dense", "patch_pattern", "patch_z")
 ABLATIONS = ("zero", "mean", "uniform")

@@ -416,25 +416,80 @@ def test_scores_that_heads_were_ranked_by_are_no_roles(own: tuple[Path, list[str
     assert not tables(found, "roles")
 
 
-def test_evaluations_and_the_noise_floor_are_told_as_stored(own: tuple[Path, list[str]]) -> None:
-    path, (_, run) = own
-    evals = {
+def evals(run: str, task: str, values: dict[str, float]) -> dict[str, Any]:
+    """Planted evaluations: intervals are ± 10 %."""
+    return {
         "run_id": run,
-        "task": "fidelity",
-        "metric": ["noise_kl", "top5_overlap"],
-        "value": [2e-9, 0.75],
+        "task": task,
+        "metric": list(values),
+        "value": list(values.values()),
         "n": 6,
         "n_clusters": 3,
-        "ci_low": [1e-9, 0.7],
-        "ci_high": [3e-9, 0.8],
+        "ci_low": [0.9 * value for value in values.values()],
+        "ci_high": [1.1 * value for value in values.values()],
     }
-    analysis(path, "fidelity", POLICIES[0], {}, {"evals": evals})
+
+
+def test_fidelity_stands_beside_its_noise_floor(own: tuple[Path, list[str]]) -> None:
+    path, (_, run) = own
+    values = {
+        "kl": 0.5,
+        "noise_kl": 2e-9,
+        "noise_kl_bfloat16": 0.001,
+        "kl_answer": 3.0,
+        "noise_kl_answer": 4e-9,
+        "kl_at_0_127": 0.25,
+        "kl_at_128_255": 0.75,
+        "retained_retrieval": 0.4,
+    }
+    floor = {
+        "run_id": run,
+        "layer": [0, 0, 1],
+        "head": [0, 1, 0],
+        "metric": "noise_write_error",
+        "value": [9.0, 1e-9, 1e-9],
+        "n": 6,
+        "n_clusters": 3,
+        "rows": "span:answer",
+        "params": "{}",
+        "definition": "floor",
+    }
+    told = {"definitions": {"retained_retrieval": "what is left of it"}}
+    scores = {"evals": evals(run, "fidelity", values), "head_scores": floor}
+    analysis(path, "fidelity", POLICIES[0], {"run": run}, scores, **told)
+    analysis(path, "mine", POLICIES[0], {}, {"evals": evals(run, "a task", {"score": 7.0})})
     found = page(path, "dense", POLICIES[:1])
-    assert rows(titled(found, "kept", "Evaluations")) == {
-        "top5_overlap (fidelity)": ["6 observations in 3 clusters", "0.75 [0.7, 0.8]"]
+    beside = rows(titled(found, "kept", "noise floor"))
+    over = "6 prompts in 3 clusters"
+    assert beside == {
+        "KL(base ‖ run), whole text": [over, "0.5 [0.45, 0.55]; floor 2e−09, 0.001 (bfloat16)"],
+        "KL(base ‖ run), answer": [over, "3 [2.7, 3.3]; floor 4e−09"],
     }
-    assert rows(tables(found, "ran")[1])[POLICIES[0]][7] == "noise_kl 2e−09"
-    assert not any("fidelity" in command for command in missing(found, "kept") + missing(found, "ran"))
+    needles = rows(titled(found, "kept", "Needle runs"))
+    assert needles == {"retained_retrieval": [over, "0.4 [0.36, 0.44]"]}
+    positions = rows(titled(found, "kept", "by position"))
+    assert {name: cells[1].split()[0] for name, cells in positions.items()} == {
+        "0–127": "0.25",
+        "128–255": "0.75",
+    }
+    others = rows(titled(found, "kept", "Evaluations"))
+    assert others == {"score (a task)": ["6 observations in 3 clusters", "7 [6.3, 7.7]"]}
+    cost = rows(titled(found, "kept", "Base → run"))
+    assert cost["heads at or under their noise floor"] == ["span:answer", "1 of 3"]
+    assert rows(tables(found, "ran")[1])[POLICIES[0]][-2] == "kl 2e−09; kl, bfloat16 0.001"
+    assert rows(tables(found, "method")[0])["retained_retrieval (fidelity)"] == ["what is left of it"]
+    assert not any(
+        "analyse fidelity" in command for key in ("kept", "ran") for command in missing(found, key)
+    )
+
+
+def test_evaluations_of_another_run_of_the_policy_are_not_this_runs(own: tuple[Path, list[str]]) -> None:
+    path, _ = own
+    values = evals("another", "fidelity", {"kl": 0.5})
+    analysis(path, "fidelity", POLICIES[0], {"run": "another"}, {"evals": values})
+    found = page(path, "dense", POLICIES[:1])
+    assert not [table for table in tables(found, "kept") if "noise floor" in table.caption]
+    assert any("analyse fidelity --run" in command for command in missing(found, "kept"))
 
 
 def test_sinks_of_base_and_run_stand_beside_each_other(own: tuple[Path, list[str]]) -> None:
