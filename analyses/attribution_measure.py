@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,10 +75,7 @@ def seen(session: Session, chosen: Attribution, case: Case, token: int, ran: Ran
         with torch.no_grad():
             value_replaced = float(target(baseline)[0])
         if "ablation" in chosen.methods:
-            each = (
-                True,
-                *case.replaced[1:],
-            )  # the first token too: what the sink is worth is asked of ablation alone
+            each = (True, *case.replaced[1:])  # the first token too: its own path integral would be rough
             found = ablation(target, ids, token, each, batch=chosen.batch)
             attributed["ablation"] = found.double().numpy()
         if "ig" in chosen.methods:
@@ -147,21 +144,3 @@ def _agreement(ig: Any, ablated: Any) -> dict[str, Any]:
 def _of(name: str, method: str) -> str:
     """`name` as `Metric.name` has it: ablation is not said."""
     return name if method == "ablation" else f"{name}_{method}"
-
-
-def held_out_best(values: Any, clusters: Sequence[str]) -> Any:
-    """Return `[prompts]` of `values [prompts, heads]`: of each prompt the head that is best on the other clusters.
-
-    NaN with a single cluster, and where no head has a value on the others.
-    """
-    names = np.asarray(clusters, object)
-    found = np.full(len(names), np.nan)
-    for name in dict.fromkeys(clusters):
-        inside = names == name
-        others = values[~inside]
-        there = ~np.isnan(others)
-        if not there.any():
-            continue
-        mean = np.where(there, others, 0).sum(0) / np.maximum(there.sum(0), 1)
-        found[inside] = values[inside, np.where(there.any(0), mean, -np.inf).argmax()]
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,18 +33,21 @@ class Metric:
     method: str
     signed: bool = False
     with_first: bool = False
+    given_position: bool = False
 
     @property
     def name(self) -> str:
         """The name in the tables; what is not said is ablation, its absolute value, the first token left out."""
         parts = ["attribution", self.stat, self.quantity]
         parts += ["ig"] * (self.method == "ig") + ["signed"] * self.signed
-        return "_".join([*parts, "with_first"] if self.with_first else parts)
+        parts += ["with_first"] * self.with_first + ["given_position"] * self.given_position
+        return "_".join(parts)
 
     @property
     def definition(self) -> str:
         """The metric in one sentence."""
         kind = {"spearman": "Spearman's ρ", "kendall": "Kendall's τ-b"}[self.stat]
+        kind = f"partial {kind} given the token's position" if self.given_position else kind
         attributed = METHODS[self.method] if self.signed else f"the absolute value of {METHODS[self.method]}"
         first = "and the first token" if self.with_first else "the first token left out"
         return (
@@ -65,8 +68,12 @@ def metrics(methods: tuple[str, ...]) -> list[Metric]:
         for quantity in QUANTITIES
         for with_first in ((False, True) if method == "ablation" else (False,))
     ]
+    further = ({"signed": True}, {"given_position": True})
     return plain + [
-        Metric("spearman", quantity, method, signed=True) for method in methods for quantity in QUANTITIES
+        Metric("spearman", quantity, method, **how)
+        for method in methods
+        for how in further
+        for quantity in QUANTITIES
     ]
 
 
@@ -97,6 +104,21 @@ def kendall(one: Any, many: Any) -> Any:
     return np.asarray([kendalltau(one, row, method="asymptotic").statistic for row in many])
 
 
+def spearman_given(one: Any, many: Any, other: Any) -> Any:
+    """Return the partial ρ `[n]`: of what is left of both sides' ranks when those of `other [keys]` are taken out.
+
+    Attention and attribution both favour near tokens; this is what they share beyond that.
+    """
+    known = standard_ranks(other)
+
+    def left(ranks: Any) -> Any:
+        rest = ranks - (ranks @ known)[..., None] * known
+        length = np.sqrt((rest**2).sum(-1, keepdims=True))
+        return rest / np.where(length < ROUNDING, np.nan, length)
+
+    return left(standard_ranks(many)) @ left(standard_ranks(one))
+
+
 _STATS = {"spearman": spearman, "kendall": kendall}
 
 
@@ -113,7 +135,10 @@ def correlations(
         at = np.concatenate([[0], at]) if metric.with_first else at
         values = settled(attributed[metric.method][at])
         many = attention[metric.quantity][:, at]
-        found[metric.name] = _STATS[metric.stat](values if metric.signed else np.abs(values), many)
+        values = values if metric.signed else np.abs(values)
+        found[metric.name] = (
+            spearman_given(values, many, at) if metric.given_position else _STATS[metric.stat](values, many)
+        )
     return found
 
 
@@ -134,3 +159,21 @@ def on_dropped(attributed: Any, kept: Any) -> float:
     """Return the share of `|attributed| [keys]` on keys that the row dropped, mean over `kept [heads, keys]`."""
     size = np.abs(attributed)
     return float((size * ~kept).sum(-1).mean() / size.sum()) if size.sum() else float("nan")
+
+
+def held_out_best(values: Any, clusters: Sequence[str]) -> Any:
+    """Return `[prompts]` of `values [prompts, heads]`: of each prompt the head that is best on the other clusters.
+
+    NaN with a single cluster, and where no head has a value on the others.
+    """
+    names = np.asarray(clusters, object)
+    found = np.full(len(names), np.nan)
+    for name in dict.fromkeys(clusters):
+        inside = names == name
+        others = values[~inside]
+        there = ~np.isnan(others)
+        if not there.any():
+            continue
+        mean = np.where(there, others, 0).sum(0) / np.maximum(there.sum(0), 1)
+        found[inside] = values[inside, np.where(there.any(0), mean, -np.inf).argmax()]
+    return found

@@ -18,10 +18,15 @@ TOLERANCE = 0.05
 
 _MODEL = (
     *(
-        f"attribution_{stat}_{quantity}{method}{first}"
+        f"attribution_{stat}_{quantity}{method}{how}"
         for method in ("", "_ig")
         for quantity in ("attention", "value_weighted", "received")
-        for stat, first in (("spearman", ""), ("spearman", "_with_first"), ("kendall", ""))
+        for stat, how in (
+            ("spearman", ""),
+            ("spearman", "_given_position"),
+            ("spearman", "_with_first"),
+            ("kendall", ""),
+        )
     ),
     "attribution_spearman_recency",
     "attribution_spearman_recency_ig",
@@ -51,7 +56,8 @@ def show(trace: Trace, analysis_id: str, options: Mapping[str, Any]) -> Shown:
         heads = _asked(connection, "heads", **given, metrics=list(_HEADS), top=top)
     clusters: dict[str, str] = run.record.extra["clusters"]
     rows = []
-    for metric in (name for name in _MODEL if name in evals):
+    hidden = () if evals["dropped"]["value"] else ("attribution_on_dropped", "attribution_on_dropped_ig")
+    for metric in (name for name in _MODEL if name in evals and name not in hidden):
         rows.append(_model_row(metric, "all heads", evals[metric], before.get(metric), changed, clusters))
         best = f"{metric}_best_head"
         if metric in _HEADS and best in evals:

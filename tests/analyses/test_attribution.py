@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from sparselens.analyses import attribution
 from sparselens.analyses.attribution import ANALYSIS
-from sparselens.analyses.attribution_measure import held_out_best, seen
+from sparselens.analyses.attribution_measure import seen
 from sparselens.analyses.attribution_method import checked, frozen, integrated_gradients, log_probability
 from sparselens.analyses.attribution_plan import (
     Attribution,
@@ -27,7 +27,14 @@ from sparselens.analyses.attribution_plan import (
     replacement_token,
     template_tokens,
 )
-from sparselens.analyses.attribution_scores import correlations, metrics, shuffled, units
+from sparselens.analyses.attribution_scores import (
+    correlations,
+    held_out_best,
+    metrics,
+    shuffled,
+    spearman_given,
+    units,
+)
 from sparselens.analyses.attribution_show import dense_partner
 from sparselens.kernels.policy import policy as policy_of
 from sparselens.storage.reader import connect
@@ -423,6 +430,24 @@ def test_correlations_are_scipys_and_units_are_means() -> None:
         "attribution_spearman_attention_with_first": spearmanr(np.abs(attributed["ablation"][:11]), row[:11]),
     }.items():
         assert found[name][4] == pytest.approx(expected.statistic), name
+
+
+def test_what_two_orders_share_beyond_a_third_is_the_partial_correlation() -> None:
+    draw = np.random.default_rng(2)
+    position = np.arange(80)
+    near = position + draw.normal(size=(2, 80)) * 10
+    attributed, attention = near[0], np.stack([near[1], draw.normal(size=80), near[0] - position])
+    found = spearman_given(attributed, attention, position)
+    for row, value in zip(attention, found, strict=True):
+        ay, ap, yp = (
+            spearmanr(*pair).statistic
+            for pair in ((attributed, row), (attributed, position), (row, position))
+        )
+        assert value == pytest.approx((ay - ap * yp) / math.sqrt((1 - ap**2) * (1 - yp**2)))
+    assert spearmanr(attributed, attention[0]).statistic > 0.8
+    assert abs(found[0]) < 3 / math.sqrt(77)  # nothing but their place made them alike
+    assert found[2] > 0.7
+    assert np.isnan(spearman_given(attributed, position[None] * 2.0, position))
 
 
 def test_shuffled_attribution_correlates_with_nothing() -> None:
