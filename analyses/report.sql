@@ -52,14 +52,15 @@ WHERE d.run_a = $base AND d.run_b IN (SELECT unnest($runs)) AND d.scope = 'end_t
 ORDER BY d.run_b, d.layer, d.head, d.prompt_id;
 
 -- name: head_scores
-SELECT r.run_id, s.layer, s.head, s.metric, s.value, s.n, s.n_clusters, s.ci_low, s.ci_high, s.prompt_set, s.rows,
-       s.definition, w.name AS analysis
+SELECT r.run_id, s.layer, s.head, s.metric, s.value, s.prompt_set, s.rows, s.definition, w.name AS analysis
 FROM head_scores s JOIN runs w ON w.run_id = s.analysis_id
 JOIN runs r ON r.run_id IN (SELECT unnest($all_runs))
   AND (s.run_id = r.run_id
        OR (w.weight_hash = r.weight_hash AND w.tokenizer_hash = r.tokenizer_hash AND w.policy = r.policy
            AND json_extract_string(w.args, '$.run') IS NULL))
-WHERE coalesce(s.params, '') NOT LIKE '%"ranking": true%'
+WHERE regexp_matches(s.metric, '^(previous_token|duplicate_token|induction|retrieval$|retained_|noise_write_error$'
+                               || '|sink_rate$|sink_alpha$|sink_mass$|sink_mass_code$)')
+  AND coalesce(s.params, '') NOT LIKE '%"ranking": true%'
 QUALIFY row_number() OVER (PARTITION BY r.run_id, w.name = 'sinks', s.layer, s.head, s.metric, s.rows
                            ORDER BY w.created_at DESC, w.run_id DESC) = 1
 ORDER BY r.run_id, s.metric, s.layer, s.head;

@@ -108,10 +108,15 @@ def _about(study: Study) -> Words:
     sizes = [trial.values["answer_nll"] for trial in study.trials if "answer_nll" in trial.values]
     said = over(sizes[0].n, sizes[0].n_clusters) if sizes else "prompts"
     found += [f"On {said} (", Verbatim(study.prompt_set), ")"]
-    for kind, name in (("base", "the base"), ("none", "the run that was intervened on")):
-        control = study.control(kind)
-        if control is not None and "answer_nll" in control.values:
-            found.append(f", answer NLL of {name} {interval(control.values['answer_nll'])}")
+    losses = {
+        kind: control.values["answer_nll"]
+        for kind in ("base", "none")
+        if (control := study.control(kind)) is not None and "answer_nll" in control.values
+    }
+    if "base" in losses:
+        found.append(f", answer NLL of the base {interval(losses['base'])}")
+    if "none" in losses and losses["none"] != losses.get("base"):
+        found.append(f", of the run {interval(losses['none'])}")
     if study.gap is not None:
         found.append(f", the gap {interval(study.gap)}")
     return (*found, ". Asked: ", Verbatim(f"{study.analysis}({written(study.args)})"))

@@ -329,6 +329,45 @@ def test_repair_has_every_pooled_number_beside_random_heads_and_the_wider_policy
     assert any("analyse ablate" in command for command in missing(found, "repair"))
 
 
+@pytest.mark.slow
+def test_what_restore_and_ablate_store_is_in_the_report(
+    paired: list[Any], small: Any, tmp_path: Path
+) -> None:
+    from sparselens.analyses.analysis import analyses
+
+    path = shutil.copytree(paired[0].trace, tmp_path / "trace")
+    needles = "needles(length=200,n=4,chat=False{})"
+    asked = {
+        "policy": POLICY,
+        "prompts": needles.format(""),
+        "ranked_on": needles.format(",seed=2"),
+        "orders": ("write_error",),
+        "counts": (1, 2),
+        "random_at": (1,),
+        "matched": ("write_error",),
+        "draws": 2,
+    }
+    for name in ("restore", "ablate"):
+        analyses()[name].run(small, path, **asked, **({"check": 0} if name == "restore" else {}))
+    found = page(path, "dense", [POLICY])
+    with connect(path) as connection:
+        stored = connection.sql(
+            "SELECT metric, n_heads, order_by, value FROM interventions WHERE fold IS NULL AND draw IS NULL"
+            " AND metric IN ('gap_closed', 'nll_rise') AND kind <> 'policy'"
+        ).rows
+    curves = {
+        "gap_closed": rows(titled(found, "repair", "Share of the gap")),
+        "nll_rise": rows(titled(found, "repair", "Rise of answer NLL")),
+    }
+    assert len(stored) == 6
+    for metric, n_heads, order, value in stored:
+        cells = curves[metric]["1 head" if n_heads == 1 else "2 heads"]
+        at = (1 if metric == "gap_closed" else 0) + (order == "random")
+        expected = share(value) if metric == "gap_closed" else number(value, sign=True)
+        assert cells[at].split(" [")[0] == expected.removesuffix(" %")
+    assert missing(found, "repair") == []
+
+
 def test_a_gap_that_cannot_be_told_from_zero_is_no_headline(own: tuple[Path, list[str]]) -> None:
     path, (_, run) = own
     none = {"kind": "none", "order_by": None, "n_heads": 0, "metrics": {"answer_nll": 0.15, "gap": 0.05}}
