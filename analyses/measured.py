@@ -14,7 +14,7 @@ from sparselens.analyses.interval import clustered_means
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric of every head, or of every layer: mean and interval `[layers · heads]` or `[layers]`.
+    """A metric of every head, or (`of_layers`) of every layer: mean, interval `[layers · heads]` or `[layers]`.
 
     `n` rows (or sequences, windows: see the definition) of `n_clusters` sequences or families stand behind it.
     """
@@ -29,14 +29,15 @@ class Measured:
     rows: str
     definition: str
     params: dict[str, Any]
+    of_layers: bool = False
 
     def columns(self, layers: int) -> dict[str, Any]:
-        """Return the rows of `head_scores`: of layers where there is one number each, else of heads."""
+        """Return the rows of `head_scores`."""
         number = np.arange(len(self.mean))
         heads = len(self.mean) // layers
         return {
             "layer": (number // heads).astype(np.uint8),
-            "head": [None] * len(number) if heads == 1 else (number % heads).astype(np.uint16),
+            "head": [None] * len(number) if self.of_layers else (number % heads).astype(np.uint16),
             "metric": self.metric,
             "value": self.mean,
             "n": self.n,
@@ -61,6 +62,7 @@ def measured(
     params: dict[str, Any],
     n: int | None = None,
     strata: Sequence[int] | None = None,
+    of_layers: bool = False,
 ) -> Measured:
     """Return mean and interval of `values [units, numbers]`; units are drawn by `clusters`, within `strata` if given.
 
@@ -78,4 +80,5 @@ def measured(
         rows,
         definition,
         params,
+        of_layers,
     )

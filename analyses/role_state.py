@@ -33,6 +33,8 @@ DEFINITIONS = {
     "residual_peak": "norm of the residual stream before the layer at the first token ÷ its mean over the others",
     "value_drain": "‖W_O^h v‖ at the first token ÷ its mean over the other tokens",
 }
+OF_HEADS = ("value_drain",)
+"""Those that are of heads; the others are of layers."""
 
 
 @dataclass(eq=False)
@@ -78,6 +80,7 @@ def on_states(ground: Ground) -> list[Measured]:
                 rows="all",
                 definition=definition,
                 params=ground.conventions,
+                of_layers=metric not in OF_HEADS,
             )
         )
     dimensions = np.stack([each["massive_dimension"] for each in numbers])
@@ -96,6 +99,7 @@ def on_states(ground: Ground) -> list[Measured]:
             "all",
             DEFINITIONS["massive_dimension"],
             ground.conventions,
+            of_layers=True,
         ),
     ]
 
