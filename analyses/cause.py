@@ -20,6 +20,7 @@ from sparselens.kernels.policy import Policy
 from sparselens.kernels.policy import parse as parse_policy
 from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
+from sparselens.workbench.intervention import RESTORES
 from sparselens.workbench.progress import Progress
 
 
@@ -146,6 +147,18 @@ ORDER BY order_by, fold, n_heads DESC
 """
 
 
+_COLUMNS = (
+    "value",
+    "95 %",
+    "over_random",
+    "over_random 95 %",
+    "answer_nll",
+    "first_token",
+    "whole_answer",
+    "density",
+)
+
+
 def show(trace: Trace, analysis_id: str, options: Mapping[str, Any]) -> Shown:
     """Return a row for every set of heads, both folds together, and notes on what was ranked and tested."""
     del options
@@ -153,17 +166,21 @@ def show(trace: Trace, analysis_id: str, options: Mapping[str, Any]) -> Shown:
     with connect(trace.path) as connection:
         found = connection.sql(_SHOWN, {"analysis": analysis_id}, max_rows=None).arrow().to_pylist()
         heads = connection.sql(_HEADS, {"analysis": analysis_id}, max_rows=None).arrow().to_pylist()
+    told = "gap_closed" if record.args["kind"] in RESTORES else "nll_rise"
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in found:
         key = (row["kind"], row["order_by"], row["matched"], row["n_heads"])
         cell = rows.setdefault(
             key,
-            {"what": row["kind"], "order": _order(row), "heads": row["n_heads"]},
+            {"what": row["kind"], "order": _order(row), "heads": row["n_heads"], **dict.fromkeys(_COLUMNS)},
         )
-        cell[row["metric"]] = row["value"]
-        if row["metric"].startswith(("gap_closed", "nll_rise")):
-            cell[f"{row['metric']} 95 %"] = _interval(row)
-    return Shown(list(rows.values()), [*_notes(record.args, record.extra, found), *_named(heads)])
+        name = {told: "value", f"{told}_over_random": "over_random"}.get(row["metric"], row["metric"])
+        if name in cell:
+            cell[name] = row["value"]
+        if name in ("value", "over_random"):
+            cell["95 %" if name == "value" else f"{name} 95 %"] = _interval(row)
+    named = [{told if name == "value" else name: cell for name, cell in row.items()} for row in rows.values()]
+    return Shown(named, [*_notes(record.args, record.extra, found), *_named(heads)])
 
 
 def _order(row: Mapping[str, Any]) -> str:
