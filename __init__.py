@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparselens.analyses.answer import analyse
     from sparselens.analyses.compare import compare
     from sparselens.kernels.policy import parse as parse_policy
     from sparselens.kernels.policy import policies, policy
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "analyse": "sparselens.analyses.answer:analyse",
     "compare": "sparselens.analyses.compare:compare",
     "connect": "sparselens.storage.reader:connect",
     "load": "sparselens.workbench.models:load",
@@ -29,7 +31,18 @@ _HOME = {
     "wrap": "sparselens.workbench.models:wrap",
 }
 
-__all__ = ["__version__", "compare", "connect", "load", "parse_policy", "policies", "policy", "under", "wrap"]
+__all__ = [
+    "__version__",
+    "analyse",
+    "compare",
+    "connect",
+    "load",
+    "parse_policy",
+    "policies",
+    "policy",
+    "under",
+    "wrap",
+]
 
 
 def __getattr__(name: str) -> Any:
