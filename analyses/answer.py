@@ -51,7 +51,8 @@ class Answer:
                     f" {', '.join(there) or 'none'}"
                 )
         wide = rows.pivot(index=["layer", "head", "head_name"], columns="metric", values="value")
-        return wide[list(metrics or there)].reset_index().set_index("head_name").rename_axis(columns=None)
+        named: pd.DataFrame = wide[list(metrics or there)].reset_index().set_index("head_name")
+        return named.rename_axis(columns=None)
 
     def sql(self, text: str) -> Any:
         """Ask the trace in SQL (one SELECT); `$analysis` in it is this answer's run."""
