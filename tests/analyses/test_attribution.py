@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.stats import kendalltau, spearmanr
 from small_model import save_small_model
+from small_session import small_session
 from small_tokenizer import small_tokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -366,6 +367,20 @@ def test_attention_rows_are_those_of_eager_maps(family: str, small: Any) -> None
             assert found.attention["value_weighted"][layer, head] == pytest.approx(expected, abs=1e-4)
             column = [maps[layer][0, head, key:, key].mean().item() for key in range(20)]
             assert found.attention["received"][layer, head] == pytest.approx(column, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_bridged_model_is_attributed_the_same(family: str) -> None:
+    session = small_session() if family == "llama" else gpt2()
+    case, token = a_case(session)
+    chosen = Attribution(policy="a_shape(sink=2,window=6)", prompts="ioi()", steps=4, batch=4)
+    plain = seen(session, chosen, case, token)
+    assert session.bridge is not None
+    bridged = seen(session, chosen, case, token)
+    for method, values in plain.attributed.items():
+        assert bridged.attributed[method] == pytest.approx(values, abs=1e-4 * np.abs(values).max())
+    for name, rows in plain.attention.items():
+        assert bridged.attention[name] == pytest.approx(rows, abs=1e-5)
 
 
 def test_the_weights_are_as_trainable_as_before(small: Any) -> None:
