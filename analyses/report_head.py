@@ -86,13 +86,10 @@ def _beside(evidence: Evidence, called: dict[str, Verbatim], runs: list[dict[str
     rows: list[list[Words | Cell]] = []
     for head in dict.fromkeys(first):
         found = [evidence.errors[run_id].by_head.get(head) for run_id in ids]
-        rows.append([_name(head), *map(_error, found), roles.get(head, "")])
-    return Table(
-        f"The {each} heads that changed most in each run, beside the others: write_error",
-        ("head", *(called[run_id] for run_id in ids), "roles under the base"),
-        rows,
-        scale="table",
-    )
+        rows.append([_name(head), *map(_error, found), roles.get(head, NONE)])
+    caption = f"The {each} heads that changed most in each run, beside the others: write_error"
+    columns: tuple[Words, ...] = ("head", *(called[run_id] for run_id in ids), "roles under the base")
+    return filled(Table(caption, columns, rows, scale="table"), NONE)
 
 
 def _table(evidence: Evidence, called: dict[str, Verbatim], run: dict[str, Any], top: int) -> Table:
@@ -118,7 +115,7 @@ def _table(evidence: Evidence, called: dict[str, Verbatim], run: dict[str, Any],
                 number(local[0].get("js")),
                 share(row["top8_overlap"]),
                 number(row["sink_change"], sign=True),
-                roles.get(head, ""),
+                roles.get(head, NONE),
             ]
         )
     columns = (
