@@ -318,9 +318,20 @@ def parse(call: str) -> tuple[Analysis, dict[str, Any]]:
     if name not in analyses():
         raise ValueError(f"no analysis named {name!r}; there are {', '.join(analyses())}")
     try:
-        return analyses()[name], {str(each.arg): ast.literal_eval(each.value) for each in tree.keywords}
+        return analyses()[name], {str(each.arg): _value(each.value) for each in tree.keywords}
     except ValueError as error:
-        raise ValueError(f"{call!r}: values are numbers, quoted words and lists of them") from error
+        raise ValueError(f"{call!r}: values are numbers, words, calls and lists of them") from error
+
+
+def _value(node: ast.expr) -> Any:
+    """Return the value that an argument is written as: a bare word or call, such as a policy's, is its own text."""
+    if isinstance(node, ast.Name):
+        return {"true": True, "false": False}.get(node.id.lower(), node.id)
+    if isinstance(node, ast.List | ast.Tuple):
+        return tuple(_value(item) for item in node.elts)
+    if isinstance(node, ast.Call):
+        return ast.unparse(node)
+    return ast.literal_eval(node)
 
 
 def _typed(owner: str, name: str, value: Any, default: Any) -> Any:

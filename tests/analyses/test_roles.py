@@ -527,6 +527,12 @@ def test_calls_are_read_as_they_are_written() -> None:
     chosen = analysis.settle(arguments)
     assert (chosen.gaps, chosen.policy) == ((0, 50), "a_shape(sink=4,window=16)")
     assert parse("roles") == (ANALYSIS, {})
+    words, given = parse("roles(parts=[repeats,needles],policy=a_shape(sink=4,window=16),bos=added)")
+    assert words.settle(given) == words.settle(
+        {"parts": ("repeats", "needles"), "policy": "a_shape(sink=4,window=16)", "bos": "added"}
+    )
+    with pytest.raises(ValueError, match="values are numbers, words, calls"):
+        parse("roles(half=20+30)")
 
 
 def test_two_analyses_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
