@@ -13,7 +13,6 @@ forward itself spreads more than 10 % (interquartile range ÷ median); exits wit
 Writes `benchmarks/results/capture.json` (unless `--peers` leaves some out).
 """
 
-# ruff: noqa: E402 - the path is set before anything else is imported
 from __future__ import annotations
 
 import sys

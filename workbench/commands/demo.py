@@ -28,7 +28,7 @@ POLICIES = (
     "a_shape(sink=4,window=64)",
     f"per_head(default=a_shape(sink=4,window=64),full=[{HEADS}])",
 )
-ROLES = {
+ROLES: dict[str, Any] = {
     "parts": ["repeats", "needles"],
     "sequences": 4,
     "gaps": [0, 50],
