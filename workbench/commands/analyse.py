@@ -56,7 +56,7 @@ def analyse(
     if analysis.model_of_run:
         if dtype is not None or revision is not None:
             raise ValueError(
-                f"{analysis.name} runs the model as it was recorded: --dtype and --revision cannot be given"
+                f"{analysis.name} runs the model as it was recorded: leave --dtype and --revision out"
             )
         session = _recorded(trace, str(arguments["run"]), model, device)
     elif analysis.needs_model:
