@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dash import html
 
 from sparselens.dashboards.choice import SCOPES
 from sparselens.dashboards.colour import level
+from sparselens.dashboards.floor import FLOOR_OF_HEADS
 from sparselens.dashboards.metric import DIFF_METRICS, metric
 from sparselens.dashboards.query import records
 from sparselens.dashboards.verdict import number
 
 HEADS = """
+WITH floor AS ({floor})
 SELECT layer, head, 'L' || layer || 'H' || head AS head_name, count(DISTINCT prompt_id) AS n_prompts,
-       sum(n_rows) AS n_rows, {metrics}
-FROM diffs
+       sum(n_rows) AS n_rows, {metrics},
+       coalesce(avg(write_error) <= any_value(f.value), false) AS under_floor
+FROM diffs LEFT JOIN floor f USING (layer, head)
 WHERE run_a = $a AND run_b = $b AND scope = $scope AND rows = $rows AND ($over = 'all' OR prompt_id = $prompt)
 GROUP BY layer, head ORDER BY layer, head
-""".replace("{metrics}", ", ".join(f"avg({name}) AS {name}" for name in DIFF_METRICS))
+""".replace("{metrics}", ", ".join(f"avg({name}) AS {name}" for name in DIFF_METRICS)).replace(
+    "{floor}", f"SELECT layer, head, value FROM ({FLOOR_OF_HEADS.strip()}) WHERE metric = 'noise_write_error'"
+)
+"""`under_floor`: another kernel changes as much in what the base's head writes as the run does."""
+UNDER = "at or under the noise floor"
 
 
 def grid_figure(frame: Any, name: str, shape: tuple[int, int], group: int = 0) -> dict[str, Any]:
@@ -31,6 +39,10 @@ def grid_figure(frame: Any, name: str, shape: tuple[int, int], group: int = 0) -
     values: list[float | None] = [None] * (layers * heads)
     for row in records(frame[["layer", "head", name]]):
         values[row["layer"] * heads + row["head"]] = row[name]
+    under = [False] * (layers * heads)
+    if name == "write_error" and "under_floor" in frame:
+        for row in records(frame[["layer", "head", "under_floor"]]):
+            under[row["layer"] * heads + row["head"]] = row["under_floor"]
     known = [value for value in values if value is not None]
     high = 1.0 if drawn.share else max((abs(value) for value in known), default=0.0)
     low = -high if drawn.signed else 0.0
@@ -45,13 +57,17 @@ def grid_figure(frame: Any, name: str, shape: tuple[int, int], group: int = 0) -
         "low": low,
         "high": high,
         "values": values,
-        "texts": [number(value) for value in values],
+        "texts": [
+            f"{number(value)}, {UNDER}" if below else number(value)
+            for value, below in zip(values, under, strict=True)
+        ],
+        "under": under,
         "levels": [level(value, low, high) for value in values],
     }
 
 
-def legend(figure: dict[str, Any], scope: str = "") -> Any:
-    """The colour bar of a grid with its ends, the metric's definition and what the scope compares."""
+def legend(figure: dict[str, Any], scope: str = "", floor: Sequence[str] = ()) -> Any:
+    """The colour bar of a grid with its ends, the metric's definition, what the scope compares, the noise floor."""
     return html.Div(
         [
             html.Span(number(figure["low"])),
@@ -59,6 +75,7 @@ def legend(figure: dict[str, Any], scope: str = "") -> Any:
             html.Span(number(figure["high"])),
             html.Span(f"{figure['metric']}: {figure['meaning']}", className="note"),
             html.Span(f"{scope}: {SCOPES[scope]}", className="note") if scope in SCOPES else None,
+            *[html.Span(line, className="note floor") for line in floor],
         ],
         className="colour-bar",
     )

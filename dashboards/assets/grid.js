@@ -50,6 +50,7 @@
         cell.title = said;
         if (level === null || level === undefined) cell.classList.add("missing");
         else cell.style.background = "var(--" + grid.scale + "-" + level + ")";
+        if (grid.under && grid.under[at]) cell.classList.add("under");
         row.append(cell);
       }
       table.append(row);

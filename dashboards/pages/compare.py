@@ -8,6 +8,7 @@ import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
 from sparselens.dashboards.choice import over
+from sparselens.dashboards.floor import FLOOR, floor_lines
 from sparselens.dashboards.grid import HEADS, grid_figure, legend
 from sparselens.dashboards.key import KEY_ROWS, KEYS, MOST_KEYS, MOST_ROWS, QUERIES, keys_figure
 from sparselens.dashboards.loss import HEADLINE, RUN, TEXT, TEXT_RANGE, headline, text_figure
@@ -202,15 +203,11 @@ def _register_heads(app: Dash, source: Source) -> None:
         if selection is None or settled is None or not selection.b:
             return None, None, [], [], HIDDEN
         try:
-            frame = source.frame(
-                HEADS,
-                a=selection.a,
-                b=selection.b,
-                prompt=selection.prompt,
-                over=selection.over,
-                scope=selection.scope,
-                rows=selection.rows,
-            )
+            asked = {
+                field: getattr(selection, field) for field in ("a", "b", "prompt", "over", "scope", "rows")
+            }
+            frame = source.frame(HEADS, **asked)
+            floor = source.records(FLOOR, **asked) if selection.metric == "write_error" else []
             if frame.empty:
                 raise SourceError(
                     "No differences of B against A are stored for this pair and prompt. If they are stored "
@@ -220,7 +217,8 @@ def _register_heads(app: Dash, source: Source) -> None:
             figure = grid_figure(frame, selection.metric, tuple(settled["shape"]), settled["group"])
         except SourceError as found:
             return {}, problem(found), [], [], HIDDEN
-        return figure, legend(figure, selection.scope), records(frame), columns(selection.metric), {}
+        key = legend(figure, selection.scope, floor_lines(floor))
+        return figure, key, records(frame), columns(selection.metric), {}
 
     app.callback(
         Output("grid-data", "data"),
