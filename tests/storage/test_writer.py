@@ -151,7 +151,7 @@ def test_a_newer_trace_is_refused_in_one_line(trace_path: Path, writing: Callabl
     manifest = json.loads((run.folder / "manifest.json").read_text())
     (run.folder / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 99}))
     with pytest.raises(
-        TraceError, match=r"run .* was written with schema 99; this sparselens reads up to 1: upgrade it$"
+        TraceError, match=r"run .* was written with schema 99; this sparselens reads up to 2: upgrade it$"
     ):
         connect(trace_path)
     (trace_path / "trace.json").write_text(json.dumps(about | {"schema_version": 99}))
