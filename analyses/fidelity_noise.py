@@ -132,7 +132,8 @@ class Floor:
         if self._copy is None:
             self._copy = copy.deepcopy(self.session.model)
             for parameter in self._copy.parameters():
-                parameter.data = parameter.data.to(self.other_dtype)
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(self.other_dtype)
             give_back()
         return self._copy
 
