@@ -31,7 +31,11 @@ class Pair:
             raise ValueError(f"{name} is a run of kind {run.record.kind}: fidelity is of a captured run")
         if run.status != "complete":
             raise ValueError(f"run {name} is {run.status}: finish it first (sparselens capture … --resume)")
-        children = [other.record.name for other in trace.runs() if run.run_id in other.record.parents]
+        children = [
+            other.record.name
+            for other in trace.runs()
+            if other.record.kind == "capture" and run.run_id in other.record.parents
+        ]
         if children and not run.record.parents:
             others = ", ".join(map(str, children))
             raise ValueError(
