@@ -7,10 +7,11 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?=
 PYTEST ?=
+NOTEBOOKS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint format types bench schema clean clean-venv
+.PHONY: help setup demo test test-all lint format types bench notebooks schema clean clean-venv
 
 help:
 	@echo "make setup      install everything into $(VENV) (once)"
@@ -20,6 +21,7 @@ help:
 	@echo "make lint       ruff: rules and formatting"
 	@echo "make types      mypy, strict"
 	@echo "make bench      the benchmarks, one process each"
+	@echo "make notebooks  execute the notebooks and store their outputs (NOTEBOOKS=notebooks/sinks.ipynb: one)"
 	@echo "make clean      remove what was built (clean-venv: the environment too)"
 
 setup: $(READY)
@@ -47,6 +49,9 @@ format: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+notebooks: $(READY)
+	@$(BIN)/python -P notebooks/execute.py $(NOTEBOOKS)
 
 schema: $(READY)
 	$(BIN)/python -m sparselens.storage.schema
