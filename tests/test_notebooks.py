@@ -28,7 +28,6 @@ EXECUTED = pytest.mark.parametrize(
 )  # sinks.ipynb is shipped without outputs for now
 
 
-
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """What `make notebooks` runs."""
