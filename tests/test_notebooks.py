@@ -23,9 +23,6 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LARGEST = 1_000_000
 QUICK = "first_look"
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-EXECUTED = pytest.mark.parametrize(
-    "path", [path for path in NOTEBOOKS if path.stem != "sinks"], ids=lambda path: path.stem
-)  # sinks.ipynb is shipped without outputs for now
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +85,7 @@ def test_every_cell_runs_and_tells_the_shipped_story(path: Path, script: ModuleT
     assert verdicts[0] == verdicts[1]
 
 
-@EXECUTED
+@EACH
 def test_it_is_shipped_executed_and_small(path: Path) -> None:
     assert path.stat().st_size < LARGEST
     notebook = nbformat.read(path, as_version=4)
@@ -102,7 +99,7 @@ def test_it_is_shipped_executed_and_small(path: Path) -> None:
         assert str(ROOT) not in json.dumps(output)
 
 
-@EXECUTED
+@EACH
 def test_the_stored_outputs_are_of_the_stored_code(path: Path, script: ModuleType) -> None:
     """`make notebooks` writes the hash of the code that it executed."""
     notebook = nbformat.read(path, as_version=4)
@@ -112,7 +109,7 @@ def test_the_stored_outputs_are_of_the_stored_code(path: Path, script: ModuleTyp
     assert notebook.metadata["sparselens"]["code"] != script.code_hash(notebook)
 
 
-@EXECUTED
+@EACH
 def test_every_figure_has_a_picture(path: Path) -> None:
     """Where Plotly does not run, GitHub's view among them, the picture is what is seen."""
     figures = [
