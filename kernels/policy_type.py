@@ -8,29 +8,58 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, NamedTuple, get_type_hints
+
+from torch import Tensor
 
 from sparselens.kernels.call import AttentionCall
+from sparselens.kernels.plan import Plan
 from sparselens.kernels.selection import Everything, Selection
 
 PHASES = ("prefill", "decode", "both")
 SHARED = ("phase", "dense_below")
+EVIDENCE = {
+    "code": "read in the authors' code",
+    "copies": "read in others' code, the authors' could not be",
+    "paper": "read in the paper alone",
+    "abstract": "known from abstract and summaries; details are ours",
+    "reference": "a reference of this project",
+}
+
+
+class Removal(NamedTuple):
+    """Keys that left the cache of one key-value head: `positions` int64, ascending, after step `step`.
+
+    Step 0 is the prefill, step n the n-th decoded token. What has left is read by no later query.
+    """
+
+    layer: int
+    kv_head: int
+    step: int
+    positions: Tensor
 
 
 @dataclass(eq=False)
 class Memory:
     """What a policy leaves between the layers and steps of one forward pass or generation.
 
-    `calls` and `dense_calls` count the selections asked for and those that kept everything.
+    `calls` and `dense_calls` count the selections asked for and those that kept everything. `removals` is the log of
+    a policy that evicts: what left the cache, and when.
     """
 
     calls: int = 0
     dense_calls: int = 0
+    removals: list[Removal] = field(default_factory=list)
     _layers: dict[tuple[int, str], Any] = field(default_factory=dict)
 
     def get(self, layer: int, key: str, default: Any = None) -> Any:
         """Return what was left under `key` for `layer`, or `default`."""
         return self._layers.get((layer, key), default)
+
+    def remove(self, layer: int, kv_head: int, step: int, positions: Tensor) -> None:
+        """Log that the keys at `positions` left the cache of a key-value head after `step`."""
+        if len(positions):
+            self.removals.append(Removal(layer, kv_head, step, positions))
 
     def set(self, layer: int, key: str, value: Any) -> None:
         """Leave `value` under `key` for `layer`."""
@@ -43,6 +72,7 @@ class Memory:
     def reset(self) -> None:
         """Forget everything, counts included."""
         self.calls = self.dense_calls = 0
+        self.removals.clear()
         self._layers.clear()
 
 
@@ -52,12 +82,11 @@ class Policy(ABC):
 
     Fields are the hyper-parameters. `phase`: where the policy acts, `prefill`, `decode` or `both`; elsewhere
     everything is kept. `dense_below`: everything is kept while there are fewer keys than this; 0 = never.
-    `name` is the name in call strings, `source` the paper or code it follows, `card` what to know before
-    using
-    it (the paper's defaults, what the authors' code does differently), `budget` the fields that a wider budget
-    multiplies, all by one factor (numbers of keys, shares), `off_label` that the paper trained the
-    model with it, `lookahead` that a row's keys may depend on later queries. Raises `ValueError` on a phase
-    that does not exist.
+    `name` is the name in call strings, `source` the paper or code it follows, `evidence` how far that could be
+    read (see `EVIDENCE`), `card` what to know before using it (the paper's defaults, what the authors' code does
+    differently), `short_input` where that code falls back to dense attention, `budget` the fields that a wider
+    budget changes (see `wider`), `off_label` that the paper trained the model with it, `lookahead` that a row's
+    keys may depend on later queries. Raises `ValueError` on a phase that does not exist.
     """
 
     phase: str = field(default="both", kw_only=True)
@@ -68,6 +97,8 @@ class Policy(ABC):
     off_label: ClassVar[bool] = False
     lookahead: ClassVar[bool] = False
     source: ClassVar[str] = ""
+    evidence: ClassVar[str] = "code"
+    short_input: ClassVar[str] = ""
     card: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
@@ -95,6 +126,27 @@ class Policy(ABC):
         memory.calls += 1
         memory.dense_calls += isinstance(selection, Everything)
         return selection
+
+    def wider(self, factor: float) -> Policy:
+        """Return the policy with its budget `factor` times as wide (narrower below 1).
+
+        Every field of `budget` is multiplied; whole numbers are rounded, shares end at 1. A policy whose
+        threshold keeps more when it is lower says so by its own `wider`. Raises `ValueError` without a budget.
+        """
+        self.require(bool(self.budget), "it names no budget that could be wider")
+        values: dict[str, Any] = {}
+        for name in self.budget:
+            value = getattr(self, name)
+            values[name] = (
+                min(value * factor, 1.0) if isinstance(value, float) else max(round(value * factor), 1)
+            )
+        return replace(self, **values)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The calibration artefacts that this policy, and those within it, were made with."""
+        nested = (getattr(self, entry.name) for entry in fields(self))
+        return tuple(plan for value in nested if isinstance(value, Policy) for plan in value.plans)
 
     def require(self, holds: bool, rule: str) -> None:
         """Raise `ValueError` naming the policy and the rule, unless it holds."""
@@ -127,9 +179,10 @@ class Policy(ABC):
         return hashlib.sha256(self.source_code.encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Return `name`, `call` (the call string), `parameters`, and `hash`, the sha256 of the source."""
+        """Return `name`, `call` (the call string), `parameters`, `hash` (sha256 of the source), and any `plans`."""
         parameters = {key: as_json(value) for key, value in self.parameters().items()}
-        return {"name": self.name, "call": str(self), "parameters": parameters, "hash": self.hash}
+        record = {"name": self.name, "call": str(self), "parameters": parameters, "hash": self.hash}
+        return record | ({"plans": [plan.to_json() for plan in self.plans]} if self.plans else {})
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Policy:

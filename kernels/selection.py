@@ -2,12 +2,11 @@
 
 A selection says what the *policy* keeps; the model's own mask (`AttentionCall.allowed`) comes on top and
 is not
-part of it. Static selections (`Everything`, `Band`, `Tiles`, `Stripes`, `Mixture` of them) work for any call;
-`KeyList` and `Bits` hold one row per query and fit calls of the same shape, so that the selection of one
-run can
-be applied to the queries and keys of another. Blocks, columns and distances are counted in positions,
-which are
-absolute in each sequence; `KeyList` and `Bits` hold indices of the call's key tensor.
+part of it. Static selections (`Everything`, `Band`, `Tiles`, `Stripes`, `Mixture` and `Union` of them) work
+for any call; `KeyList`, `Bits`, `Groups` and `Spliced` hold one row per query and fit calls of the same
+shape, so that the selection of one run can be applied to the queries and keys of another. Blocks, columns and
+distances are counted in positions, which are absolute in each sequence; `KeyList`, `Bits` and `Groups` hold
+indices of the call's key tensor.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sparselens.kernels.call import AttentionCall
+from sparselens.kernels.selection_group import Groups, Spliced
 from sparselens.kernels.selection_stored import Bits, KeyList, Stripes, Tiles, pack, unpack
 from sparselens.kernels.selection_type import Band, Everything, Selection, TileMap
 
@@ -26,12 +26,15 @@ __all__ = [
     "Band",
     "Bits",
     "Everything",
+    "Groups",
     "KeyList",
     "Mixture",
     "Selection",
+    "Spliced",
     "Stripes",
     "TileMap",
     "Tiles",
+    "Union",
     "pack",
     "unpack",
 ]
@@ -97,3 +100,44 @@ class Mixture(Selection):
             both.some[:, list(heads)] = tile.some
             both.full[:, list(heads)] = tile.full
         return both
+
+
+@dataclass(frozen=True, eq=False)
+class Union(Selection):
+    """What any of `parts` keeps; each part holds all heads, or 1 for all of them."""
+
+    parts: tuple[Selection, ...]
+    kind = "union"
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("a union has at least one part")
+
+    def rows(self, call: AttentionCall, start: int, stop: int) -> Tensor:
+        """Return what is kept, as `Selection.rows`."""
+        kept = self.parts[0].rows(call, start, stop)
+        for part in self.parts[1:]:
+            kept = kept | part.rows(call, start, stop)
+        return kept
+
+    def sequence(self, row: int, queries: Tensor, keys: Tensor) -> Selection:
+        """Return the part of one sequence, as `Selection.sequence`."""
+        return Union(tuple(part.sequence(row, queries, keys) for part in self.parts))
+
+    def of_heads(self, heads: Tensor) -> Selection:
+        """Return the part of some heads, as `Selection.of_heads`."""
+        return Union(tuple(part.of_heads(heads) for part in self.parts))
+
+    def told_apart(self, heads: int) -> int:
+        """Return 1 where no part tells heads apart."""
+        return max(part.told_apart(heads) for part in self.parts)
+
+    def tile_sharing(self, first_query: int, first_key: int, block: int) -> object:
+        """Return what all parts depend on; None as soon as one depends on the tile itself."""
+        shared = tuple(part.tile_sharing(first_query, first_key, block) for part in self.parts)
+        return None if None in shared or not self._formulas else shared
+
+    @property
+    def _formulas(self) -> bool:
+        """Whether positions alone say what each part keeps of a tile: a map keeps another set in each."""
+        return all(isinstance(part, (Everything, Band)) for part in self.parts)

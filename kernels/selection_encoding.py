@@ -14,9 +14,13 @@ choice: the model's causality (and window) comes on top and is not stored.
 | `stripes` | `columns`, `distances`, `tile` or null | `k` in `columns`, or `q - k` in `distances` |
 | `keys` | `index` `[q_len, n]` int32, -1 padded | `k` in `index[q - q_start]` |
 | `bits` | `bits` | bit `[q - q_start, k - k_start]` |
+| `groups` | `query_group`, `key_group`, `rows`, `columns`, `map` | bit `[g(q), h(k)]` of the map |
+| `union` | `parts`: records | any part keeps it |
+| `spliced` | `split`, `before`, `after`: records | `before` where `q < split`, else `after` |
 
 `map` is `rows * columns` bits packed along its last axis, `[rows, ceil(columns / 8)]` uint8; `bits` is
 `[q_len, ceil(k_len / 8)]`; the first cell is the high bit (`numpy.packbits`). Cells outside a map are out.
+Groups are `g(q) = query_group[q - q_start]` and `h(k) = key_group[k - k_start]`, int32; -1 keeps nothing.
 Stripes with a `tile` keep by distance what a kernel with tiles loads: with `m = q // tile * tile`,
 `m - k + t` in `distances` for some `0 <= t < tile`.
 """
@@ -35,11 +39,14 @@ from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.selection import (
     Band,
     Everything,
+    Groups,
     KeyList,
     Mixture,
     Selection,
+    Spliced,
     Stripes,
     Tiles,
+    Union,
     pack,
 )
 
@@ -69,34 +76,71 @@ def _heads(
             found |= dict(zip(owned, _heads(part, call, frame, owned), strict=True))
         return [found[head] for head in range(len(heads))]
     records = [_record(selection, place, call, frame) for place in range(selection.told_apart(len(heads)))]
-    written = [(kind, json.dumps({"kind": kind, **frame, **body}).encode()) for kind, body in records]
+    written = [(str(record["kind"]), json.dumps(record).encode()) for record in records]
     return written * (len(heads) // len(written))
 
 
-def _record(
+def _record(selection: Selection, head: int, call: AttentionCall, frame: dict[str, int]) -> dict[str, Any]:
+    """Return the record of one head."""
+    kind, body = _body(selection, head, call, frame)
+    return {"kind": kind, **frame, **body}
+
+
+def _body(
     selection: Selection, head: int, call: AttentionCall, frame: dict[str, int]
 ) -> tuple[str, dict[str, Any]]:
     """Return the kind and the fields of one head; what has no record of its own is written as bits."""
+    if isinstance(selection, (Groups, Union, Spliced)):
+        return selection.kind, _composed(selection, head, call, frame)
+    if isinstance(selection, (Everything, Band)):
+        return selection.kind, dict(vars(selection))
     match selection:
-        case Everything():
-            return "everything", {}
-        case Band():
-            return "band", {"sink": selection.sink, "window": selection.window}
         case Tiles() if selection.first == 0:
-            size = {"rows": selection.map.shape[-2], "columns": selection.map.shape[-1]}
             blocks = {"block_q": selection.block_q, "block_k": selection.block_k}
-            return "tiles", {**blocks, **size, "map": _array(pack(_of(selection.map, head)))}
+            return "tiles", {**blocks, **_map(_of(selection.map, head))}
         case Stripes():
-            columns, distances = (
-                _listed(_of(selection.columns, head)),
-                _listed(_of(selection.distances, head)),
-            )
-            return "stripes", {"columns": columns, "distances": distances, "tile": selection.tile}
+            listed = [_listed(_of(tensor, head)) for tensor in (selection.columns, selection.distances)]
+            return "stripes", {"columns": listed[0], "distances": listed[1], "tile": selection.tile}
         case KeyList():
             index = _of(selection.index, head)
             return "keys", {"index": _array(index.where(index < 0, index + frame["k_start"]).int())}
     rows = [selection.rows(call, start, stop) for start, stop in call.row_blocks()]
     return "bits", {"bits": _array(pack(_of(torch.cat(rows, 2), head)))}
+
+
+def _composed(
+    selection: Groups | Union | Spliced, head: int, call: AttentionCall, frame: dict[str, int]
+) -> dict[str, Any]:
+    """Return the fields of a selection that is made of groups or of other selections."""
+    match selection:
+        case Groups():
+            query, key = (
+                _array(_of(tensor, head).int()) for tensor in (selection.query_group, selection.key_group)
+            )
+            return {"query_group": query, "key_group": key, **_map(_of(selection.map, head))}
+        case Union():
+            return {"parts": [_record(part, head, call, frame) for part in selection.parts]}
+    return _spliced(selection, head, call, frame)
+
+
+def _spliced(selection: Spliced, head: int, call: AttentionCall, frame: dict[str, int]) -> dict[str, Any]:
+    """Return the two records of a splice, each in the frame of its own queries."""
+    split = frame["q_start"] + selection.split
+    every = torch.arange(call.k_len, device=call.device)
+    rows = torch.arange(call.q_len, device=call.device)
+    first = call.sequence(0, rows[: selection.split], every)
+    later = call.sequence(0, rows[selection.split :], every)
+    return {
+        "split": split,
+        "before": _record(selection.before, head, first, {**frame, "q_len": selection.split}),
+        "after": _record(
+            selection.after, head, later, {**frame, "q_start": split, "q_len": call.q_len - selection.split}
+        ),
+    }
+
+
+def _map(kept: Tensor) -> dict[str, Any]:
+    return {"rows": kept.shape[0], "columns": kept.shape[1], "map": _array(pack(kept))}
 
 
 def _of(tensor: Tensor, head: int) -> Tensor:

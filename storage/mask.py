@@ -12,6 +12,9 @@ policy's choice; causality is applied here, a native window of the model is not 
 | `stripes` | `columns`, `distances`, `tile` or null | `k` in `columns`, or `q - k` in `distances` |
 | `keys` | `index` `[q_len, n]`, −1 padded | `k` in `index[q - q_start]` |
 | `bits` | `bits` (packed) | bit `[q - q_start, k - k_start]` |
+| `groups` | `query_group`, `key_group` (−1: none), `rows`, `columns`, `map` (bits) | bit at the groups of q and k |
+| `union` | `parts`: records | any part keeps it |
+| `spliced` | `split`, `before`, `after`: records | `before` for `q < split`, else `after` |
 
 Stripes with a `tile` keep by distance what a kernel with tiles loads: with `m = q // tile * tile`,
 `m - k + t` in `distances` for some `0 <= t < tile`.
@@ -49,10 +52,15 @@ def keep_rows(data: bytes | str, start: int, stop: int, n_keys: int, *, causal: 
     queries = np.arange(start, stop)[:, None]
     keys = np.arange(n_keys)[None, :]
     try:
-        kept = _KINDS[kind](packed, queries, keys)
+        kept = _kept(packed, queries, keys)
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"broken selection of kind {kind}: {error!r}") from error
     return kept & (keys <= queries) if causal else np.broadcast_to(kept, (queries.size, keys.size))
+
+
+def _kept(packed: Packed, queries: Any, keys: Any) -> Any:
+    """What one record keeps, `[queries, keys]`."""
+    return _KINDS[packed["kind"]](packed, queries, keys)
 
 
 def _array(packed: Packed) -> Any:
@@ -104,6 +112,28 @@ def _packed_rows(packed: Packed, queries: Any, keys: Any) -> Any:
     return _cells(whole, np.arange(queries.size)[:, None], keys - packed["k_start"])
 
 
+def _groups(packed: Packed, queries: Any, keys: Any) -> Any:
+    query = _array(packed["query_group"])[_recorded(packed, queries)]
+    there = keys[0] - packed["k_start"]
+    names = _array(packed["key_group"])
+    inside = (there >= 0) & (there < names.size)
+    key = np.where(inside, names[np.clip(there, 0, max(names.size - 1, 0))], -1)
+    return _cells(_bits(packed["map"], packed["columns"]), query[:, None], key[None, :])
+
+
+def _union(packed: Packed, queries: Any, keys: Any) -> Any:
+    return np.logical_or.reduce([_kept(part, queries, keys) for part in packed["parts"]])
+
+
+def _spliced(packed: Packed, queries: Any, keys: Any) -> Any:
+    first = queries[:, 0] < packed["split"]
+    sides = [(packed["before"], queries[first]), (packed["after"], queries[~first])]
+    parts = [
+        np.broadcast_to(_kept(side, rows, keys), (rows.size, keys.size)) for side, rows in sides if rows.size
+    ]
+    return np.concatenate(parts)
+
+
 def _recorded(packed: Packed, queries: Any) -> Any:
     """Row numbers of the record; ValueError if it does not have them all."""
     rows = queries[:, 0] - packed["q_start"]
@@ -138,4 +168,7 @@ _KINDS: dict[str, Callable[[Packed, Any, Any], Any]] = {
     "stripes": _stripes,
     "keys": _keys,
     "bits": _packed_rows,
+    "groups": _groups,
+    "union": _union,
+    "spliced": _spliced,
 }

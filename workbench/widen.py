@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ def widened(
     measured: dict[Policy, float] = {}
 
     def density_at(factor: float) -> float:
-        tried = scaled(policy, factor)
+        tried = policy.wider(factor)
         if tried not in measured:
             measured[tried] = density_of(session, tried, kernel, prompts)
         return measured[tried]
@@ -84,7 +84,7 @@ def widened(
     for _ in range(STEPS):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if density_at(middle) < density else (low, middle)
-        if scaled(policy, low) == scaled(policy, high):
+        if policy.wider(low) == policy.wider(high):
             break
     best = min(measured, key=lambda tried: abs(measured[tried] - density))
     a_key = 2 / max(min((len(prompt) for prompt in prompts), default=1), 1)
@@ -93,12 +93,3 @@ def widened(
             f"{policy} cannot be widened to a density of {density:.1%}: nearest is {measured[best]:.1%}"
         )
     return best, measured[best]
-
-
-def scaled(policy: Policy, factor: float) -> Policy:
-    """Return the policy with every field of its budget multiplied; whole numbers are rounded, shares end at 1."""
-    values: dict[str, Any] = {}
-    for name in policy.budget:
-        value = getattr(policy, name)
-        values[name] = min(value * factor, 1.0) if isinstance(value, float) else round(value * factor)
-    return replace(policy, **values)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
 
 from sparselens.kernels.call import AttentionCall
+from sparselens.kernels.parts.assemble import stacked
+from sparselens.kernels.parts.probe import by_distance, probed
 from sparselens.kernels.policy_type import Memory, Policy
 from sparselens.kernels.selection import Selection, Stripes
 
@@ -60,33 +60,14 @@ class VerticalSlash(Policy):
         distances = [torch.zeros(call.heads, 1, dtype=torch.int64, device=call.device)] * call.batch
         for row, _, _, one in call.sequences():
             start, size = int(one.key_positions[0, 0]), int(one.query_positions[0, -1]) + 1
-            by_key, by_distance = probe(one, min(self.last_q, one.q_len))
-            keys = torch.arange(one.k_len, device=call.device) + start
-            by_key[:, keys < self.sink] = float("inf")
-            by_distance[:, : self.recent] = float("inf")
+            weights = probed(one, min(self.last_q, one.q_len))
+            by_key, diagonals = weights.sum(1), by_distance(one, weights)
+            by_key[:, one.key_positions[0] < self.sink] = float("inf")
+            diagonals[:, : self.recent] = float("inf")
             count = min(one.k_len, max(self.vertical, self.min_vertical))
             columns[row] = by_key.topk(count).indices + start
-            distances[row] = by_distance.topk(min(size, max(self.slash, self.min_slash))).indices
-        return Stripes(_stack(columns), _stack(distances), self.tile or None)
-
-
-def probe(call: AttentionCall, rows: int) -> tuple[Tensor, Tensor]:
-    """Return the summed dense weights of the last `rows` queries, by key and by distance.
-
-    `[heads, k_len]` and `[heads, last query position + 1]`, of a call of one sequence.
-    """
-    weights = torch.softmax(call.scores(call.q_len - rows, call.q_len), -1)[0]
-    size = int(call.query_positions[0, -1]) + 1
-    gap = call.query_positions[0, -rows:, None] - call.key_positions[0]
-    by_distance = torch.zeros(call.heads, size + 1, dtype=weights.dtype, device=call.device)
-    target = gap.where(gap >= 0, size).flatten().expand(call.heads, -1)
-    by_distance.scatter_add_(1, target, weights.flatten(1))
-    return weights.sum(1), by_distance[:, :size]
-
-
-def _stack(parts: list[Tensor]) -> Tensor:
-    width = max(part.shape[1] for part in parts)
-    return torch.stack([pad(part, (0, width - part.shape[1]), value=-1) for part in parts])
+            distances[row] = diagonals.topk(min(size, max(self.slash, self.min_slash))).indices
+        return Stripes(stacked(columns), stacked(distances), self.tile or None)
 
 
 POLICY = VerticalSlash

@@ -14,11 +14,14 @@ from sparselens.kernels.selection import (
     Band,
     Bits,
     Everything,
+    Groups,
     KeyList,
     Mixture,
     Selection,
+    Spliced,
     Stripes,
     Tiles,
+    Union,
     pack,
     unpack,
 )
@@ -42,6 +45,14 @@ def every_shape(heads: int = 6, length: int = LENGTH) -> list[Selection]:
         ),
         KeyList(torch.randint(-1, length, (1, heads, length, 4), dtype=torch.int32)),
         Bits.of(torch.rand(1, heads, length, length) < 0.2),
+        Groups(
+            torch.randint(-1, 4, (1, heads, length)),
+            torch.randint(-1, 7, (1, 1, length)),
+            torch.rand(1, heads, 4, 7) < 0.4,
+        ),
+        Union((Band(2, 9), Tiles(random_tiles(length, heads, 32), 32, 32))),
+        Union((Band(0, 5), Band(3, 1))),
+        Spliced(length - 30, Band(2, 40), Bits.of(torch.rand(1, heads, 30, length) < 0.3)),
         Mixture([((0, 3, 5), Band(2, 9)), ((1, 2, 4), Bits.of(torch.rand(1, 3, length, length) < 0.5))]),
     ]
 
@@ -55,7 +66,7 @@ def kept(selection: Selection, call: AttentionCall) -> Tensor:
 def test_tiles_are_any_and_all_of_the_mask(options: dict[str, int]) -> None:
     call = make_call(LENGTH, **options)  # type: ignore[arg-type]
     for selection in every_shape():
-        if call.q_len != LENGTH and isinstance(selection, (KeyList, Bits, Mixture)):
+        if call.q_len != LENGTH and isinstance(selection, (KeyList, Bits, Mixture, Groups, Spliced)):
             continue
         mask, tiles = kept(selection, call), selection.tiles(call, 32)
         for i in range(tiles.some.shape[-2]):

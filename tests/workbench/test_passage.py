@@ -15,7 +15,7 @@ from sparselens.workbench.generation import walked
 from sparselens.workbench.intervention import Rows, intervention
 from sparselens.workbench.passage import recorded, resumed
 from sparselens.workbench.session import decoder_layers
-from sparselens.workbench.widen import density_of, scaled, widened
+from sparselens.workbench.widen import density_of, widened
 
 POLICY = "a_shape(sink=1,window=6)"
 
@@ -111,4 +111,4 @@ def test_density_is_counted_pair_by_pair(session: Any) -> None:
 def test_a_policy_without_a_budget_is_not_widened(session: Any) -> None:
     with pytest.raises(ValueError, match="says no budget"):
         widened(session, parse("dense"), "blocked", [], 0.5)
-    assert scaled(parse("random(density=0.6)"), 3.0) == parse("random(density=1.0)")
+    assert parse("random(density=0.6)").wider(3.0) == parse("random(density=1.0)")
