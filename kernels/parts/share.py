@@ -16,6 +16,6 @@ def shared(scores: Tensor, group: int, how: str) -> Tensor:
         raise ValueError(f"heads share by one of {', '.join(SHARING)}, not {how!r}")
     if how == "head" or group == 1:
         return scores
-    grouped = scores.unflatten(0, (-1, group))
+    grouped = scores.view(-1, group, *scores.shape[1:])
     reduced = grouped.amax(1) if how == "max" else grouped.sum(1) if how == "sum" else grouped.mean(1)
     return reduced.repeat_interleave(group, 0)

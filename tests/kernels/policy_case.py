@@ -25,7 +25,7 @@ class Case:
     `text`: the call string, sparse on 80 tokens. `generous`: one that keeps everything there. `wider`: one with a
     larger budget, which must keep a superset and more. `row_local`: decoding one token keeps what the last row of the
     prefill keeps. `by_group`: all heads of a group keep the same. `exceptions`: laws (of `LAWS`) that do not hold,
-    with the reason in a few words; docs/policies.md says the same.
+    with the reason in a few words; docs/policies.md says the same. `real`: a call that is sparse on 512 tokens of text.
     """
 
     text: str
@@ -33,6 +33,7 @@ class Case:
     wider: str | None = None
     row_local: bool = False
     by_group: bool = False
+    real: str | None = None
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
 
