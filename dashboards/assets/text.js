@@ -199,8 +199,13 @@
     box.style.left = Math.max(left, 4) + "px";
     box.style.top = (below ? event.clientY + 18 : event.clientY - box.offsetHeight - 10) + "px";
   }
+  // A page that is drawn under a pointer at rest gets a pointerover, too: that is nobody's choice of a token.
   let timer = null;
+  let rest = null;
+  document.addEventListener("click", (event) => (rest = [event.clientX, event.clientY]), true);
   document.addEventListener("pointerover", function (event) {
+    if (rest && rest[0] === event.clientX && rest[1] === event.clientY) return;
+    rest = null;
     const token = event.target.closest && event.target.closest("#text .token");
     const box = document.getElementById("tip");
     if (!token || !shown.data) {
