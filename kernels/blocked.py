@@ -1,9 +1,9 @@
-"""Attention on the CPU that computes only the tiles a selection touches, in plain PyTorch.
+"""Attention on the CPU that computes little more than what a selection keeps, in plain PyTorch.
 
-A call is cut into tiles of `block` queries and keys (`tile_plan`), strips of kept tiles are computed in
-batches (`tile_attention`), and statistics are reduced from their weights on the spot (`tile_statistics`).
-Token-exact: partial tiles are masked. Where everything is kept and no statistic is wanted, PyTorch's own
-flash attention runs.
+A call is cut into strips of queries against whole tiles of `block` keys or against single keys that are gathered,
+whichever costs less (`tile_plan`); strips are computed in batches (`tile_attention`), and statistics are reduced
+from their weights on the spot (`tile_statistics`). Token-exact: what is computed and not kept is masked. Where
+everything is kept and no statistic is wanted, PyTorch's own flash attention runs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.kernel import Attended, Kernel
 from sparselens.kernels.selection import Everything, Selection
 from sparselens.kernels.statistics import NOTHING, Pools, Want, empty_statistics
-from sparselens.kernels.tile_attention import Tensors, attend_batch, clear_untouched
+from sparselens.kernels.tile_attention import Tensors, attend_batch
 from sparselens.kernels.tile_plan import Plan, plan_for
 from sparselens.kernels.tile_statistics import TileStatistics
 
 
 @dataclass(frozen=True)
 class Blocked:
-    """Computes kept tiles only. Any length, padding, window, softcap, sink logits; CPU; not float64."""
+    """Computes kept tiles and keys only. Any length, padding, window, softcap, sink logits; CPU; not float64."""
 
     block: int = 128
     name: str = "blocked"
@@ -70,14 +70,12 @@ class Blocked:
         if want.names:
             collector = TileStatistics.of(call, want, grid, pools or Pools.of(call, want.cells))
         tensors = Tensors.of(call, plan, keep_scores="entropy" in want.names)
-        clear_untouched(plan, tensors)
         for batch in plan.batches:
             soft = attend_batch(batch, plan, tensors)
             if collector is not None:
                 collector.add(soft)
-        length = grid.q_tiles * grid.high
-        output = tensors.output.view(1, grid.heads, length, -1)[:, :, : grid.q_len]
-        lse = tensors.lse.view(1, grid.heads, length)[:, :, : grid.q_len]
+        output = tensors.output[:-1].view(1, grid.heads, grid.q_len, -1)
+        lse = tensors.lse[:-1].view(1, grid.heads, grid.q_len)
         statistics = {} if collector is None else collector.finish(call)
         return Attended(output.to(call.query.dtype), lse, statistics)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparselens.kernels.call import AttentionCall
-from sparselens.kernels.tile_plan import DROPPED, Plan, Strip
+from sparselens.kernels.tile_grid import DROPPED, Batch
+from sparselens.kernels.tile_plan import Plan
 
 LOG2_E = math.log2(math.e)
 EMPTY = DROPPED / 2  # a row whose largest score lies below this has no key
@@ -21,10 +22,10 @@ EMPTY = DROPPED / 2  # a row whose largest score lies below this has no key
 
 @dataclass(eq=False)
 class Tensors:
-    """A call of one sequence cut into tiles, float32, and the buffers its strips are computed in.
+    """A call of one sequence in float32, and the buffers its strips are computed in.
 
-    `query` `[heads * q_tiles, high * head_dim]`, `key`, `value` `[kv_heads * k_tiles,
-    block * head_dim]`; `output` `[heads * q_tiles, high * value_dim]`, `lse` `[heads * q_tiles, high]`;
+    `query` `[heads * q_len, head_dim]`, `key`, `value` `[kv_heads, k_rows, dim]`; `output`
+    `[heads * q_len + 1, value_dim]` and `lse` `[heads * q_len + 1]`, whose last row takes what padding computes;
     `scale` takes products of query and key to units of log2.
     """
 
@@ -41,22 +42,21 @@ class Tensors:
 
     @staticmethod
     def of(call: AttentionCall, plan: Plan, keep_scores: bool) -> Tensors:
-        """Cut the tensors of a call; `keep_scores` gives scores and weights a buffer each."""
-        grid = plan.grid
-        q_pad, k_pad = grid.q_tiles * grid.high - grid.q_len, grid.k_tiles * grid.block - grid.k_len
-        query = _padded(call.query, q_pad)
-        key, value = _padded(call.key, k_pad), _padded(call.value, k_pad)
-        cells = max((_cells(batch, plan) for batch in plan.batches), default=0)
-        scores = torch.empty(cells)
-        value_dim = call.value.shape[-1]
+        """Take the tensors of a call; `keep_scores` gives scores and weights a buffer each.
+
+        Rows that no strip touches keep what empty rows get: output 0 and lse `-inf`.
+        """
+        key, value = (_filled(tensor, plan.k_rows) for tensor in (call.key, call.value))
+        scores = torch.empty(max((batch.cells for batch in plan.batches), default=0))
+        rows = plan.grid.heads * plan.grid.q_len
         return Tensors(
-            query=query.reshape(grid.heads * grid.q_tiles, -1),
-            key=key.reshape(grid.kv_heads * grid.k_tiles, -1),
-            value=value.reshape(grid.kv_heads * grid.k_tiles, -1),
-            output=torch.empty(grid.heads * grid.q_tiles, grid.high * value_dim),
-            lse=torch.empty(grid.heads * grid.q_tiles, grid.high),
+            query=call.query[0].float().reshape(rows, -1),
+            key=key,
+            value=value,
+            output=torch.zeros(rows + 1, call.value.shape[-1]),
+            lse=torch.full((rows + 1,), float("-inf")),
             scores=scores,
-            weights=torch.empty(cells) if keep_scores else scores,
+            weights=torch.empty(len(scores)) if keep_scores else scores,
             scale=call.scale * LOG2_E,
             softcap=call.softcap,
             sinks=None if call.sinks is None else call.sinks.float() * LOG2_E,
@@ -65,47 +65,43 @@ class Tensors:
 
 @dataclass(eq=False)
 class Softmax:
-    """A batch of strips after its softmax. `units` strips, `rows` = folded heads * high, `columns` keys each.
+    """A batch of strips after its softmax. `units` strips, `rows` = folded heads * high, `n` keys each.
 
-    `weights` `[units, rows, columns]` sum to `total` `[units, rows, 1]` with the sink; `scores` are log2 of
-    the weights (the same buffer unless kept). `scale` `[units, rows, 1]` normalises weights; 0 in empty rows.
-    `where` `[units * folded]` are the rows of `Tensors.output` that the batch fills, `tiles` `[units,
-    tiles]`.
+    `weights` `[units, rows, n]` sum to `total` `[units, rows, 1]` with the sink; `scores` are log2 of the weights
+    (the same buffer unless kept). `scale` `[units, rows, 1]` normalises weights; 0 in empty rows. `where`
+    `[units * rows]` are the rows of `Tensors.output` that the batch fills.
     """
 
-    strips: list[Strip]
+    batch: Batch
     scores: Tensor
     weights: Tensor
     total: Tensor
     scale: Tensor
     where: Tensor
-    tiles: Tensor
 
 
-def attend_batch(batch: list[Strip], plan: Plan, tensors: Tensors) -> Softmax:
+def attend_batch(batch: Batch, plan: Plan, tensors: Tensors) -> Softmax:
     """Compute a batch of strips, write its output and lse into `tensors`, and return its weights."""
-    grid, units, folded = plan.grid, len(batch), len(batch[0].heads)
-    heads = torch.tensor([strip.heads for strip in batch])
-    rows = torch.tensor([strip.row for strip in batch])
-    tiles = torch.tensor([strip.tiles for strip in batch])
-    where = (heads * grid.q_tiles + rows[:, None]).flatten()
-    columns = tiles.shape[1] * grid.block
-    query = tensors.query.index_select(0, where).mul_(tensors.scale).view(units, folded * grid.high, -1)
-    key, value = (
-        _pick(tensor, batch, tiles, plan).view(units, columns, -1) for tensor in (tensors.key, tensors.value)
-    )
-    shape = (units, folded * grid.high, columns)
+    heads, q_len = batch.heads, plan.grid.q_len
+    (units, folded), high = heads.shape, batch.queries.shape[1]
+    queries = batch.queries[:, None]
+    read = (heads[..., None] * q_len + queries.clamp(max=q_len - 1)).flatten()
+    beyond = (queries >= q_len).expand(-1, folded, -1).flatten()
+    where = read.masked_fill(beyond, plan.grid.heads * q_len)
+    query = tensors.query.index_select(0, read).mul_(tensors.scale).view(units, folded * high, -1)
+    key, value = batch.pick(tensors.key), batch.pick(tensors.value)
+    shape = (units, folded * high, key.shape[1])
     scores = tensors.scores[: math.prod(shape)].view(shape)
     weights = tensors.weights[: math.prod(shape)].view(shape)
     torch.bmm(query, key.transpose(1, 2), out=scores)
     if tensors.softcap is not None:
         bound = tensors.softcap * LOG2_E
         scores.div_(bound).tanh_().mul_(bound)
-    _add_biases(scores, batch, plan)
+    batch.add_bias(scores.view(units, folded, high, -1))
     largest = scores.amax(-1, keepdim=True)
     empty = largest < EMPTY
     if tensors.sinks is not None:
-        sink = tensors.sinks[heads].repeat_interleave(grid.high, 1)[..., None]
+        sink = tensors.sinks[heads].repeat_interleave(high, 1)[..., None]
         largest = torch.maximum(largest, sink)
     torch.exp2(scores.sub_(largest), out=weights)
     total = weights.sum(-1, keepdim=True)
@@ -113,46 +109,13 @@ def attend_batch(batch: list[Strip], plan: Plan, tensors: Tensors) -> Softmax:
         total += torch.exp2(sink - largest)
     scale = total.reciprocal().masked_fill_(empty, 0.0)
     output = torch.bmm(weights, value).mul_(scale)
-    tensors.output.index_copy_(0, where, output.view(units * folded, -1))
+    tensors.output.index_copy_(0, where, output.view(len(where), -1))
     lse = (largest + total.log2()).div_(LOG2_E).masked_fill_(empty, float("-inf"))
-    tensors.lse.index_copy_(0, where, lse.view(units * folded, -1))
-    return Softmax(batch, scores, weights, total, scale, where, tiles)
+    tensors.lse.index_copy_(0, where, lse.flatten())
+    return Softmax(batch, scores, weights, total, scale, where)
 
 
-def clear_untouched(plan: Plan, tensors: Tensors) -> None:
-    """Write what empty rows get, output 0 and lse `-inf`, where no strip of the plan writes."""
-    grid = plan.grid
-    untouched = torch.ones(grid.heads, grid.q_tiles, dtype=torch.bool)
-    for strip in (strip for batch in plan.batches for strip in batch):
-        untouched[list(strip.heads), strip.row] = False
-    tensors.output[untouched.flatten()] = 0.0
-    tensors.lse[untouched.flatten()] = float("-inf")
-
-
-def _padded(tensor: Tensor, rows: int) -> Tensor:
-    """Return the one sequence of `[1, heads, n, dim]` in float32, `rows` rows of zeros added."""
+def _filled(tensor: Tensor, rows: int) -> Tensor:
+    """Return the one sequence of `[1, heads, n, dim]` in float32, filled up to `rows` rows with zeros."""
     one = tensor[0].float()
-    return pad(one, (0, 0, 0, rows)) if rows else one
-
-
-def _cells(batch: list[Strip], plan: Plan) -> int:
-    strip = batch[0]
-    return len(batch) * len(strip.heads) * len(strip.tiles) * plan.grid.high * plan.grid.block
-
-
-def _pick(tensor: Tensor, batch: list[Strip], tiles: Tensor, plan: Plan) -> Tensor:
-    """Return the key (or value) tiles of each strip; a view where one strip keeps consecutive tiles."""
-    first = batch[0]
-    start = first.kv * plan.grid.k_tiles + first.tiles[0]
-    if len(batch) == 1 and first.tiles[-1] - first.tiles[0] == len(first.tiles) - 1:
-        return tensor[start : start + len(first.tiles)]
-    kv = torch.tensor([strip.kv for strip in batch])
-    return tensor.index_select(0, (kv[:, None] * plan.grid.k_tiles + tiles).flatten())
-
-
-def _add_biases(scores: Tensor, batch: list[Strip], plan: Plan) -> None:
-    high, block = plan.grid.high, plan.grid.block
-    cells = scores.view(len(batch), -1, high, len(batch[0].tiles), block)
-    for unit, strip in enumerate(batch):
-        for place in strip.partial:
-            cells[unit, :, :, place].add_(plan.bias(strip, place))
+    return pad(one, (0, 0, 0, rows - one.shape[1])) if rows > one.shape[1] else one.contiguous()

@@ -1,14 +1,14 @@
 """The statistics of `kernels/statistics.py` from strips, while their weights are still in the cache.
 
-What differs from the definition is only the order of summation: entropy from `sum of weight * score`,
-distance from sums over tiles, the top keys in stages (the `n` largest lie in the `n` groups with the largest
-maxima), column sums and pooled maps from sums over row pools.
+What differs from the definition is only the order of summation: entropy from `sum of weight * score`, distance from
+one product with the keys' distances to a strip's first query, the top keys in stages (the `n` largest lie in the
+`n` groups with the largest maxima), column sums and pooled maps from sums over row pools. A column of a strip may
+hold any key (`Batch.keys`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +17,17 @@ from torch import Tensor
 from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.statistics import ROW_NAMES, Pools, Want
 from sparselens.kernels.tile_attention import Softmax
-from sparselens.kernels.tile_plan import Grid
+from sparselens.kernels.tile_grid import Grid
 
 WIDTH = 64  # rows this short are searched directly
 
 
 @dataclass(eq=False)
 class TileStatistics:
-    """Collects the wanted statistics of one sequence, strip by strip; `finish` gives them in their shapes.
+    """Collects the wanted statistics of one sequence, batch by batch; `finish` gives them in their shapes.
 
-    Row statistics are kept as `[heads * q_tiles, high, …]`; `by_pool` `[heads, row pools, k_tiles, block]`
-    holds column sums per pool of rows (one pool when no map is wanted).
+    Row statistics are kept as `[heads * q_len + 1, …]`, the last row for padding; `by_pool` `[heads, row pools,
+    k_len + 1]` holds column sums per pool of rows (one pool when no map is wanted), the last column for padding.
     """
 
     want: Want
@@ -40,21 +40,19 @@ class TileStatistics:
     @staticmethod
     def of(call: AttentionCall, want: Want, grid: Grid, pools: Pools) -> TileStatistics:
         """Make the collectors of a call of one sequence; `want.gather` is that sequence's."""
-        shape = (grid.heads * grid.q_tiles, grid.high)
+        shape = (grid.heads * grid.q_len + 1,)
         rows = {name: torch.zeros(shape) for name in want.names & ROW_NAMES}
         if "top" in want.names:
             rows["top_weight"] = torch.zeros(*shape, want.top)
             rows["top_index"] = torch.full((*shape, want.top), -1, dtype=torch.int32)
         gather = None
         if want.gather is not None:
-            short = grid.q_tiles * grid.high - grid.q_len
-            padded = torch.nn.functional.pad(want.gather[0].long(), (0, 0, 0, short), value=-1)
-            gather = padded.reshape(*shape, -1)
+            gather = torch.nn.functional.pad(want.gather[0].long().flatten(0, 1), (0, 0, 0, 1), value=-1)
             rows["gathered"] = torch.zeros(gather.shape)
         by_pool = None
         if want.names & {"received", "pooled"}:
             count = pools.size if "pooled" in want.names else 1
-            by_pool = torch.zeros(grid.heads, count, grid.k_tiles, grid.block)
+            by_pool = torch.zeros(grid.heads, count, grid.k_len + 1)
         del call
         return TileStatistics(want, grid, pools, rows, by_pool, gather)
 
@@ -68,7 +66,7 @@ class TileStatistics:
             nats = (share * log_total - spread) * soft.scale * math.log(2)
             self._put("entropy", soft, nats)
         weights = soft.weights.mul_(soft.scale)
-        queries = self._positions([strip.row for strip in soft.strips])
+        queries = soft.batch.queries + self.grid.q_start
         if "sink_mass" in names:
             self._put("sink_mass", soft, self._at(soft, weights, _same(queries, -self.grid.k_start)))
         if "previous_mass" in names:
@@ -81,7 +79,7 @@ class TileStatistics:
         if "top" in names:
             self._top(soft, weights)
         if self.gather is not None:
-            wanted = self.gather[soft.where].view(len(soft.strips), -1, self.gather.shape[-1])
+            wanted = self.gather[soft.where].view(*weights.shape[:2], -1)
             self._put("gathered", soft, self._at(soft, weights, wanted))
         if self.by_pool is not None:
             self._pool(soft, weights, self.by_pool)
@@ -91,11 +89,10 @@ class TileStatistics:
         grid = self.grid
         found: dict[str, Tensor] = {}
         for name, rows in self.rows.items():
-            whole = rows.view(1, grid.heads, grid.q_tiles * grid.high, *rows.shape[2:])
-            found[name] = whole[:, :, : grid.q_len]
+            found[name] = rows[:-1].view(1, grid.heads, grid.q_len, *rows.shape[1:])
         if self.by_pool is None:
             return found
-        sums = self.by_pool.flatten(2)[..., : grid.k_len]
+        sums = self.by_pool[..., :-1]
         if "received" in self.want.names:
             found["received"] = sums.sum(1)[None]
         if "pooled" in self.want.names:
@@ -106,11 +103,6 @@ class TileStatistics:
             found["pooled"] = (cells.sum(-1) / count.clamp(min=1)[:, None])[None]
         return found
 
-    def _positions(self, rows: Iterable[int]) -> Tensor:
-        """Return the positions of the queries of each strip, padding rows included: int64 `[units, high]`."""
-        starts = torch.tensor([row * self.grid.block for row in rows]) + self.grid.q_start
-        return starts[:, None] + torch.arange(self.grid.high)
-
     def _behind(self, queries: Tensor, distances: range) -> Tensor:
         """Return key indices at distances behind each query: `[units, high, n]`, -1 where there is none."""
         keys = queries[..., None] - self.grid.k_start - torch.tensor(distances)
@@ -119,58 +111,50 @@ class TileStatistics:
     def _at(self, soft: Softmax, weights: Tensor, keys: Tensor) -> Tensor:
         """Return weights at key indices `[units, rows or high, n]` (-1 = none): `[units, rows, n]`."""
         units, rows, columns = weights.shape
-        block = self.grid.block
-        place = torch.full((units, self.grid.k_tiles + 1), -1)
-        place.scatter_(1, soft.tiles, torch.arange(soft.tiles.shape[1]).expand_as(soft.tiles))
-        tile = torch.div(keys, block, rounding_mode="floor").remainder(self.grid.k_tiles + 1)
-        found = place.gather(1, tile.flatten(1)).view_as(keys)
-        column = found * block + keys.remainder(block)
-        there = (found >= 0) & (keys >= 0)
-        index = column.where(there, 0)
+        own, none = soft.batch.keys, self.grid.k_len
+        place = torch.full((units, none + 1), -1)
+        place.scatter_(1, own.where(own >= 0, none), torch.arange(columns).expand_as(own))
+        place[:, none] = -1
+        found = place.gather(1, keys.where(keys >= 0, none).flatten(1)).view_as(keys)
         folded = rows // keys.shape[1]
-        index = index[:, None].expand(-1, folded, -1, -1)
+        index = found.clamp(min=0)[:, None].expand(-1, folded, -1, -1)
         picked = weights.view(units, folded, keys.shape[1], columns).gather(-1, index)
-        return picked.mul_(there[:, None]).view(units, rows, -1)
+        return picked.mul_((found >= 0)[:, None]).view(units, rows, -1)
 
     def _distance(self, soft: Softmax, weights: Tensor, queries: Tensor) -> Tensor:
-        """Return `sum p (q - k)`, from tile sums and one product with the offsets inside a tile."""
+        """Return `sum p (q - k)`, from the distances of the keys to the first query of the strip."""
         units, rows, _ = weights.shape
-        block, tiles = self.grid.block, soft.tiles.shape[1]
-        cells = weights.view(-1, block)
-        sums = cells.sum(-1).view(units, -1, self.grid.high, tiles)
-        inside = torch.mv(cells, torch.arange(block, dtype=torch.float32)).view_as(sums)
-        first = soft.tiles * block + self.grid.k_start
-        gap = (queries[:, :, None] - first[:, None, :]).float()
-        return (sums * gap[:, None] - inside).sum(-1).view(units, rows, 1)
+        first = queries[:, :1]
+        ahead = (first - self.grid.k_start - soft.batch.keys).float()
+        sums = torch.bmm(weights, torch.stack([ahead, torch.ones_like(ahead)], -1))
+        sums = sums.view(units, -1, queries.shape[1], 2)
+        gap = (queries - first).float()
+        return (sums[..., 0] + sums[..., 1] * gap[:, None]).view(units, rows, 1)
 
     def _top(self, soft: Softmax, weights: Tensor) -> None:
         units, rows, columns = weights.shape
-        block = self.grid.block
-        flat = weights.view(units * rows, columns)
-        weight, column = largest(flat, min(self.want.top, columns))
-        tile = soft.tiles[:, None].expand(-1, rows, -1).reshape(units * rows, -1).gather(1, column // block)
-        index = (tile * block + column % block).int().masked_fill_(weight == 0, -1)
+        weight, column = largest(weights.view(units * rows, columns), min(self.want.top, columns))
+        index = soft.batch.keys.gather(1, column.view(units, -1)).view_as(column)
+        index = index.int().masked_fill_(weight == 0, -1)
         short = (0, self.want.top - weight.shape[1])
         self._put("top_weight", soft, torch.nn.functional.pad(weight, short))
         self._put("top_index", soft, torch.nn.functional.pad(index, short, value=-1))
 
     def _pool(self, soft: Softmax, weights: Tensor, by_pool: Tensor) -> None:
         """Sum weights over the row pools of each strip and add them to `by_pool`."""
-        grid, units = self.grid, len(soft.strips)
-        folded, tiles = weights.shape[1] // grid.high, soft.tiles.shape[1]
-        queries = self._positions([strip.row for strip in soft.strips])
+        grid, heads, keys = self.grid, soft.batch.heads, soft.batch.keys
+        (units, folded), high = heads.shape, soft.batch.queries.shape[1]
+        queries = soft.batch.queries + grid.q_start
         pool = queries // self.pools.pool if by_pool.shape[1] > 1 else torch.zeros_like(queries)
         low = pool[:, :1]
         count = int((pool[:, -1:] - low).max()) + 1
         real = queries < grid.q_start + grid.q_len
-        sums = self._row_sums(weights.view(units, folded, grid.high, -1), pool - low, real, count)
+        sums = self._row_sums(weights.view(units, folded, high, -1), pool - low, real, count)
         names = (low + torch.arange(count)).clamp(max=by_pool.shape[1] - 1)
-        heads = torch.tensor([strip.heads for strip in soft.strips])
         line = heads[:, :, None] * by_pool.shape[1] + names[:, None]
-        target = (line[..., None] * grid.k_tiles + soft.tiles[:, None, None]).flatten()
-        by_pool.view(-1, grid.block).index_add_(
-            0, target, sums.reshape(units * folded * count * tiles, grid.block)
-        )
+        column = keys.where(keys >= 0, grid.k_len)
+        target = line[..., None] * (grid.k_len + 1) + column[:, None, None]
+        by_pool.view(-1).scatter_add_(0, target.flatten(), sums.flatten())
 
     def _row_sums(self, weights: Tensor, pool: Tensor, real: Tensor, count: int) -> Tensor:
         """Return `[units, folded, count, columns]`: weights summed over the rows of each pool."""
