@@ -6,7 +6,6 @@ command line: `needles(length=1024,depths=[0.1,0.5,0.9])`. Printing and parsing 
 
 from __future__ import annotations
 
-import ast
 import difflib
 import pkgutil
 import re
@@ -14,6 +13,9 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from sparselens.workbench.call_text import arguments as read_arguments
+from sparselens.workbench.call_text import typed
 
 if TYPE_CHECKING:
     from sparselens.workbench.encoder import Encoder
@@ -84,7 +86,7 @@ def parse(text: str) -> PromptSet:
         close = difflib.get_close_matches(name, _found(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown prompt set {name!r}; {hint}there are {', '.join(_found())}")
-    return build(name, _arguments(name, arguments))
+    return build(name, read_arguments(name, arguments))
 
 
 def build(name: str, arguments: dict[str, Any]) -> PromptSet:
@@ -94,43 +96,8 @@ def build(name: str, arguments: dict[str, Any]) -> PromptSet:
     for key, value in arguments.items():
         if key not in defaults:
             raise ValueError(f"{name} has no parameter {key!r}; it has {', '.join(defaults)}")
-        arguments[key] = _typed(name, key, value, defaults[key])
+        arguments[key] = typed(name, key, value, defaults[key])
     return found(**arguments)
-
-
-def _arguments(name: str, text: str) -> dict[str, Any]:
-    try:
-        tree = ast.parse(f"f({text})", mode="eval").body
-        if not isinstance(tree, ast.Call) or tree.args:
-            raise ValueError(f"{name}: parameters are written name=value")
-        return {str(keyword.arg): _value(keyword.value) for keyword in tree.keywords}
-    except SyntaxError as error:
-        raise ValueError(f"{name}({text}) cannot be read: {error.msg}") from error
-
-
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Name):
-        return {"true": True, "false": False, "none": None}.get(node.id.lower(), node.id)
-    if isinstance(node, ast.List | ast.Tuple):
-        return tuple(_value(item) for item in node.elts)
-    try:
-        return ast.literal_eval(node)
-    except ValueError as error:
-        raise ValueError(f"{ast.unparse(node)} is no value; write numbers, words and lists") from error
-
-
-def _typed(name: str, key: str, value: Any, default: Any) -> Any:
-    """`value` in the type of `default`: one item where a list is meant, a whole number as a float."""
-    if isinstance(default, tuple):
-        items = tuple(value) if isinstance(value, tuple | list) else (value,)
-        if not items:
-            raise ValueError(f"{name}: {key} is an empty list")
-        return tuple(_typed(name, key, item, default[0]) for item in items)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(default):
-        raise ValueError(f"{name}: {key} is a {type(default).__name__}, not {value!r}")
-    return value
 
 
 def _written(value: Any) -> str:

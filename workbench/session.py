@@ -43,15 +43,18 @@ def under(
     what ran. `editors` intervene on heads (see `workbench.intervention`). On leaving, by success or exception, the
     model is exactly as before. Blocks nest; the innermost wins.
 
-    Raises `NotImplementedError` where the model's attention cannot be replaced, and `RuntimeError` on leaving if the
+    Raises `NotImplementedError` where the model's attention cannot be replaced, `ValueError` where the policy's plan
+    was made on another model, and `RuntimeError` on leaving if the
     model ran but did not call the kernel once in every layer: nothing is captured that did not execute.
     """
     hf_model = _hf_model(model)
     layers = attention_layers(hf_model)
+    policy = parse(policy) if isinstance(policy, str) else policy
+    _check_plans(policy, model, hf_model, len(layers))
     with ExitStack() as stack:
         hooks = stack.enter_context(steered(hf_model))
         execution = Execution(
-            policy=parse(policy) if isinstance(policy, str) else policy,
+            policy=policy,
             kernel=kernel_named(kernel) if isinstance(kernel, str) else kernel,
             modules=frozenset(id(module) for module in layers),
             n_layers=len(layers),
@@ -71,6 +74,19 @@ def under(
             f"{type(hf_model).__name__} made {execution.calls} kernel calls in {execution.forwards} forward passes of"
             f" {execution.n_layers} layers (expected {expected}): its attention does not go through the policy"
         )
+
+
+def _check_plans(policy: Policy, model: Any, hf_model: Any, n_layers: int) -> None:
+    """Raise `ValueError` where the policy holds a plan that was made on another model.
+
+    Weights are compared where a session knows their hash, else the model's sizes alone.
+    """
+    config = hf_model.config.get_text_config()
+    heads = int(config.num_attention_heads)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    weights = model.provenance.weight_hash if isinstance(model, Session) else None
+    for plan in policy.plans:
+        plan.check_model(weights, n_layers, heads, kv_heads)
 
 
 def _hf_model(model: Any) -> Any:

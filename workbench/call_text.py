@@ -1,0 +1,45 @@
+"""The arguments of a call as text, `length=1024,depths=[0.1,0.5]`: read, and put into the types of their defaults."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+
+def arguments(name: str, text: str) -> dict[str, Any]:
+    """Return the parameters written `key=value, …` in a call of `name`; raises `ValueError` on anything else."""
+    try:
+        tree = ast.parse(f"f({text})", mode="eval").body
+        if not isinstance(tree, ast.Call) or tree.args:
+            raise ValueError(f"{name}: parameters are written name=value")
+        return {str(keyword.arg): _value(keyword.value) for keyword in tree.keywords}
+    except SyntaxError as error:
+        raise ValueError(f"{name}({text}) cannot be read: {error.msg}") from error
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return {"true": True, "false": False, "none": None}.get(node.id.lower(), node.id)
+    if isinstance(node, ast.List | ast.Tuple):
+        return tuple(_value(item) for item in node.elts)
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise ValueError(f"{ast.unparse(node)} is no value; write numbers, words and lists") from error
+
+
+def typed(name: str, key: str, value: Any, default: Any) -> Any:
+    """Return `value` in the type of `default`: one item where a list is meant, a whole number as a float.
+
+    Raises `ValueError` on another type, and on an empty list.
+    """
+    if isinstance(default, tuple):
+        items = tuple(value) if isinstance(value, tuple | list) else (value,)
+        if not items:
+            raise ValueError(f"{name}: {key} is an empty list")
+        return tuple(typed(name, key, item, default[0]) for item in items)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"{name}: {key} is a {type(default).__name__}, not {value!r}")
+    return value
