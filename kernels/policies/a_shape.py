@@ -20,6 +20,7 @@ class AShape(Policy):
     name: ClassVar[str] = "a_shape"
     budget: ClassVar[tuple[str, ...]] = ("window",)
     source: ClassVar[str] = "MInference's A-shape, arXiv:2407.02490"
+    short_input: ClassVar[str] = "dense up to n_local (3,968) keys"
     card: ClassVar[str] = (
         "Static, the same for all heads. MInference's baselines use sink 128, window 3968 and are dense up "
         "to 3,968 keys. Not StreamingLLM (arXiv:2309.17453): that re-numbers positions inside its cache; the "

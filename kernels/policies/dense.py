@@ -16,6 +16,7 @@ class Dense(Policy):
 
     name: ClassVar[str] = "dense"
     source: ClassVar[str] = "full attention"
+    evidence: ClassVar[str] = "reference"
     card: ClassVar[str] = "Keeps every key the model allows. The base of paired captures."
 
     @property

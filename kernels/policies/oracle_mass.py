@@ -33,6 +33,7 @@ class OracleMass(Policy):
     budget: ClassVar[tuple[str, ...]] = ("density",)
     lookahead: ClassVar[bool] = True
     source: ClassVar[str] = "reference: exact weights"
+    evidence: ClassVar[str] = "reference"
     card: ClassVar[str] = (
         "Among all selections with that many pairs in a layer none recalls more mean mass, so it bounds "
         "every policy at that density. The threshold depends on later rows. Not a bound on what heads write. "

@@ -22,6 +22,7 @@ class OracleTopK(Policy):
     name: ClassVar[str] = "oracle_topk"
     budget: ClassVar[tuple[str, ...]] = ("k",)
     source: ClassVar[str] = "reference: exact scores"
+    evidence: ClassVar[str] = "reference"
     card: ClassVar[str] = (
         "Reads every score, so it saves nothing; it bounds the mass that any rule with k keys a row can "
         "recall. Ties go to some of the tied keys."

@@ -23,6 +23,7 @@ class PerHead(Policy):
 
     name: ClassVar[str] = "per_head"
     source: ClassVar[str] = "retrieval heads kept dense, as in DuoAttention, arXiv:2410.10819"
+    evidence: ClassVar[str] = "reference"
     card: ClassVar[str] = (
         "Query heads, counted from 0. The default's own phase and dense_below hold for its heads. "
         "DuoAttention decides per key-value head; name the whole group for that."
@@ -50,7 +51,7 @@ class PerHead(Policy):
 
     def select(self, call: AttentionCall, memory: Memory) -> Selection:
         """Return the mixture of this layer; raises `ValueError` on a head the layer does not have."""
-        rest = self.default.select(call, memory) if self.default.applies(call) else Everything()
+        rest = self.default.choose(call, memory)
         full = self.heads_of(call.layer)
         self.require(all(head < call.heads for head in full), f"layer {call.layer} has {call.heads} heads")
         if not full or isinstance(rest, Everything):

@@ -32,6 +32,7 @@ class Random(Policy):
     name: ClassVar[str] = "random"
     budget: ClassVar[tuple[str, ...]] = ("density",)
     source: ClassVar[str] = "reference: no information"
+    evidence: ClassVar[str] = "reference"
     card: ClassVar[str] = (
         "The diagonal is forced and counts in the budget; where it is more than the budget (the first rows), "
         "the density is higher. Use the granularity of the policy it is compared with, and several seeds."

@@ -39,6 +39,9 @@ class VerticalSlash(Policy):
     budget: ClassVar[tuple[str, ...]] = ("vertical", "slash")
     lookahead: ClassVar[bool] = True
     source: ClassVar[str] = "MInference, arXiv:2407.02490; microsoft/MInference fb56c91"
+    short_input: ClassVar[str] = (
+        "everything is kept while v and s reach N: below about 6,100 tokens at the defaults"
+    )
     card: ClassVar[str] = (
         "Estimated online, per query head, from the last 64 queries: the selection knows the end of the "
         "prompt. Prefill only, decode is dense. The defaults keep everything below about 6,100 tokens. The "

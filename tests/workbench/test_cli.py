@@ -74,6 +74,25 @@ def test_lists_give_objects_with_names(name: str, capsys: pytest.CaptureFixture[
     assert all(any(line.startswith(entry["name"]) for line in plain.splitlines()) for entry in listed)
 
 
+def test_the_card_of_a_policy_says_what_to_know(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "policies", "vertical_slash")
+    assert code == 0
+    for said in (
+        "tile=64",
+        "looks ahead  yes",
+        "short input",
+        "arXiv:2407.02490",
+        "read in the authors' code",
+    ):
+        assert said in out
+    code, out, _ = run(capsys, "policies", "vertical_slash", "--json")
+    card = json.loads(out)[0]
+    assert (card["phase"], card["off_label"], card["lookahead"]) == ("prefill", False, True)
+    code, _, said = run(capsys, "policies", "vertical")
+    assert code == 2
+    assert "there are a_shape" in said
+
+
 def test_a_command_file_is_all_that_lists_a_command() -> None:
     folder = Path(cli.folder.__path__[0])
     assert {path.stem for path in folder.glob("[a-z]*.py")} == set(COMMANDS)
