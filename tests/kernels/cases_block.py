@@ -12,4 +12,11 @@ CASES = [
         real="anchor_attention(theta=4.0,step=4,block=16)",
         exceptions=_BLOCK,
     ),
+    Case(
+        "hip(mask_k=8,window=12,sink=2,block_q=8,block_k=2)",
+        "hip(mask_k=160,window=12,sink=2,block_q=8,block_k=2)",
+        "hip(mask_k=32,window=12,sink=2,block_q=8,block_k=2)",
+        real="hip(mask_k=64,window=48,sink=4)",
+        exceptions={**_BLOCK, "nested": "another budget descends another tree"},
+    ),
 ]

@@ -1,0 +1,131 @@
+"""HiP: the best keys of each block of queries, found by a tree search over the past."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparselens.kernels.call import AttentionCall
+from sparselens.kernels.parts.assemble import tiles_of
+from sparselens.kernels.parts.block import Blocks
+from sparselens.kernels.parts.tree import REPRESENTATIVES, Tree, extended
+from sparselens.kernels.policy_type import Memory, Policy
+from sparselens.kernels.selection import Selection
+
+FINE = 64  # up to so many key blocks the authors search at full resolution
+
+
+@dataclass(frozen=True)
+class HiP(Policy):
+    """Keeps `mask_k` keys found by tree search per block of `block_q` queries, the first `sink`, the last `window`.
+
+    The past up to the block's last query is searched in blocks of `block_k` keys (`parts/tree.py`). A block's score is
+    the largest of its tokens under every `stride`-th query of the block; a token counts for a query that is at least
+    `window - block_q - block_k` positions behind it. With `resolution` 2 and more than 64 blocks to find, half as many
+    are searched and each brings its right neighbour. With `channels` > 0, from `channels_from` keys on, the search
+    reads only so many channels of the queries (those with the largest sum over the block), half of them in the first
+    round. Blocks of queries that begin before position `dense_rows` keep everything.
+    """
+
+    mask_k: int = 512
+    window: int = 128
+    sink: int = 32
+    block_q: int = 32
+    block_k: int = 2
+    stride: int = 2
+    representative: str = "first"
+    resolution: int = 2
+    channels: int = 32
+    channels_from: int = 2048
+    dense_rows: int = 0
+
+    name: ClassVar[str] = "hip"
+    budget: ClassVar[tuple[str, ...]] = ("mask_k",)
+    lookahead: ClassVar[bool] = True
+    source: ClassVar[str] = "HiP Attention, arXiv:2406.09827; DeepAuto-AI/hip-attention fea42c7, v1.0"
+    short_input: ClassVar[str] = (
+        "the first 3 * mask_k * (log2(keys / (2 * mask_k)) + 1) rows of a prompt are dense"
+    )
+    card: ClassVar[str] = (
+        "Per query head; both phases. Version 1.0: the staged midpoint descent of 1.2 is another algorithm. What a "
+        "half contains beyond its representative is never seen: a needle whose half starts badly is lost. The "
+        "authors' default moves representatives at random in the middle round; here they are the first or the "
+        "middle position. Blocks are counted from position 0, the authors' from the first sparse query; nodes are "
+        "exact fractions, theirs floats; at decode they run 16 interleaved searches, here one. The block's own keys "
+        "are forced. The reference computes every score to look at few."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("mask_k", "block_q", "block_k", "stride", "resolution"):
+            self.require(getattr(self, name) >= 1, f"{name} is 1 or more, not {getattr(self, name)}")
+        for name in ("window", "sink", "channels", "channels_from", "dense_rows"):
+            self.require(getattr(self, name) >= 0, f"{name} is 0 or more, not {getattr(self, name)}")
+        self.require(
+            self.representative in REPRESENTATIVES,
+            f"representative is one of {', '.join(REPRESENTATIVES)}, not {self.representative!r}",
+        )
+
+    def select(self, call: AttentionCall, memory: Memory) -> Selection:
+        """Return the key blocks of each query block."""
+        del memory
+        return tiles_of(call, self.block_q, self.block_k, self._kept)
+
+    def _kept(self, blocks: Blocks) -> Tensor:
+        """Return the map of one sequence: bool `[heads, n_q, n_k]`."""
+        call = blocks.call
+        times = self.resolution if -(-self.mask_k // self.block_k) > FINE else 1
+        wanted, least = (
+            -(-max(1, size // times) // self.block_k) for size in (self.mask_k, -(-self.mask_k // 2))
+        )
+        sparse = self.channels > 0 and call.k_len >= self.channels_from and wanted >= 2 * FINE
+        full = _reads(blocks, self.channels) if sparse else call
+        half = _reads(blocks, max(1, self.channels // 2)) if sparse else call
+        kept = torch.zeros(call.heads, blocks.n_q, blocks.n_k, dtype=torch.bool, device=call.device)
+        for row in range(blocks.n_q):
+            places = (blocks.query_block == row).nonzero()[:, 0]
+            start, stop = int(places[0]), int(places[-1]) + 1
+            end = int(call.query_positions[0, stop - 1]) + 1
+            tables = [self._scores(blocks, one, start, stop) for one in ([half, full] if sparse else [full])]
+            total = -(-end // self.block_k)
+            tree = Tree(end, self.block_k, wanted, least, self.representative)
+            found = tree.found(
+                lambda turn, tables=tables, total=total: tables[min(turn, len(tables) - 1)][:, :total]
+            )
+            kept[:, row, :total] = extended(found, times)
+        return kept | self._always(blocks)
+
+    def _scores(self, blocks: Blocks, call: AttentionCall, start: int, stop: int) -> Tensor:
+        """Return the score of every key block for the queries `start:stop`: `[heads, n_k]`, finite."""
+        query = call.query_positions[0, start : stop : self.stride]
+        near = max(0, self.window - self.block_q - self.block_k)
+        behind = query[:, None] - call.key_positions[0] >= near
+        scores = call.scores(start, stop)[0, :, :: self.stride].masked_fill(~behind, float("-inf"))
+        table = blocks.largest_keys(scores.amax(1))
+        return table.clamp(min=torch.finfo(table.dtype).min)
+
+    def _always(self, blocks: Blocks) -> Tensor:
+        """Return the sink, the window up to each block's last query, the block itself, dense rows: `[n_q, n_k]`."""
+        at = torch.arange(blocks.n_k, device=blocks.call.device) * self.block_k
+        first = (blocks.first + torch.arange(blocks.n_q, device=at.device))[:, None] * self.block_q
+        end = (first + self.block_q).clamp(max=int(blocks.call.query_positions[0, -1]) + 1)
+        recent = at + self.block_k > end - self.window
+        return (at < self.sink) | recent | blocks.diagonal | (first < self.dense_rows)
+
+
+def _reads(blocks: Blocks, channels: int) -> AttentionCall:
+    """Return the call with only the strongest `channels` channels of each query block, the others 0."""
+    call = blocks.call
+    query = call.query[0]
+    sums = query.new_zeros(call.heads, blocks.n_q, call.head_dim).index_add_(
+        1, blocks.query_block, query.abs()
+    )
+    best = sums.topk(min(channels, call.head_dim), -1).indices
+    mask = torch.zeros_like(sums, dtype=torch.bool).scatter_(-1, best, True)
+    return replace(call, query=(query * mask[:, blocks.query_block])[None])
+
+
+POLICY = HiP
