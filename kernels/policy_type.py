@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, get_type_hints
-
-from torch import Tensor
+from typing import Any, ClassVar, get_type_hints
 
 from sparselens.kernels.call import AttentionCall
+from sparselens.kernels.memory import Memory, Removal
 from sparselens.kernels.plan import Plan
 from sparselens.kernels.selection import Everything, Selection
+
+__all__ = ["EVIDENCE", "PHASES", "SHARED", "Memory", "Policy", "Removal", "as_json", "field_hints"]
 
 PHASES = ("prefill", "decode", "both")
 SHARED = ("phase", "dense_below")
@@ -25,55 +26,6 @@ EVIDENCE = {
     "abstract": "known from abstract and summaries; details are ours",
     "reference": "a reference of this project",
 }
-
-
-class Removal(NamedTuple):
-    """Keys that left the cache of one key-value head: `positions` int64, ascending, after step `step`.
-
-    Step 0 is the prefill, step n the n-th decoded token. What has left is read by no later query.
-    """
-
-    layer: int
-    kv_head: int
-    step: int
-    positions: Tensor
-
-
-@dataclass(eq=False)
-class Memory:
-    """What a policy leaves between the layers and steps of one forward pass or generation.
-
-    `calls` and `dense_calls` count the selections asked for and those that kept everything. `removals` is the log of
-    a policy that evicts: what left the cache, and when.
-    """
-
-    calls: int = 0
-    dense_calls: int = 0
-    removals: list[Removal] = field(default_factory=list)
-    _layers: dict[tuple[int, str], Any] = field(default_factory=dict)
-
-    def get(self, layer: int, key: str, default: Any = None) -> Any:
-        """Return what was left under `key` for `layer`, or `default`."""
-        return self._layers.get((layer, key), default)
-
-    def remove(self, layer: int, kv_head: int, step: int, positions: Tensor) -> None:
-        """Log that the keys at `positions` left the cache of a key-value head after `step`."""
-        if len(positions):
-            self.removals.append(Removal(layer, kv_head, step, positions))
-
-    def set(self, layer: int, key: str, value: Any) -> None:
-        """Leave `value` under `key` for `layer`."""
-        self._layers[layer, key] = value
-
-    def __bool__(self) -> bool:
-        """Tell whether a policy has left something here."""
-        return bool(self._layers)
-
-    def reset(self) -> None:
-        """Forget everything, counts included."""
-        self.calls = self.dense_calls = 0
-        self.removals.clear()
-        self._layers.clear()
 
 
 @dataclass(frozen=True)
@@ -120,9 +72,25 @@ class Policy(ABC):
         """Tell whether the policy acts on this call, by its phase and `dense_below`."""
         return self.phase in ("both", call.phase) and call.k_len >= self.dense_below
 
+    @property
+    def reads_layers(self) -> bool:
+        """Whether a layer reads what an earlier one left in `memory`; as the policies within it unless said."""
+        return any(policy.reads_layers for policy in self._within())
+
+    def watch(self, call: AttentionCall, memory: Memory) -> None:
+        """See a call on which the policy does not act: here one that decodes takes its statistics of the prompt."""
+        del call, memory
+
+    def choose(self, call: AttentionCall, memory: Memory) -> Selection:
+        """Return `select` where the policy applies; elsewhere let it `watch`, and return `Everything`."""
+        if self.applies(call):
+            return self.select(call, memory)
+        self.watch(call, memory)
+        return Everything()
+
     def selection_for(self, call: AttentionCall, memory: Memory) -> Selection:
-        """Return `select` where the policy applies, else `Everything`; counts both in `memory`."""
-        selection = self.select(call, memory) if self.applies(call) else Everything()
+        """Return what `choose` returns, and count it in `memory`."""
+        selection = self.choose(call, memory)
         memory.calls += 1
         memory.dense_calls += isinstance(selection, Everything)
         return selection
@@ -145,8 +113,18 @@ class Policy(ABC):
     @property
     def plans(self) -> tuple[Plan, ...]:
         """The calibration artefacts that this policy, and those within it, were made with."""
-        nested = (getattr(self, entry.name) for entry in fields(self))
-        return tuple(plan for value in nested if isinstance(value, Policy) for plan in value.plans)
+        return tuple(plan for policy in self._within() for plan in policy.plans)
+
+    @property
+    def decodes_only(self) -> bool:
+        """Whether nothing is dropped before the first decoded token."""
+        within = self._within()
+        return self.phase == "decode" or (bool(within) and all(policy.decodes_only for policy in within))
+
+    def _within(self) -> tuple[Policy, ...]:
+        """Return the policies that are fields of this one."""
+        values = (getattr(self, entry.name) for entry in fields(self))
+        return tuple(value for value in values if isinstance(value, Policy))
 
     def require(self, holds: bool, rule: str) -> None:
         """Raise `ValueError` naming the policy and the rule, unless it holds."""

@@ -8,14 +8,34 @@ token as a decode call with the keys up to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sparselens.kernels.call import AttentionCall
-from sparselens.kernels.policy_type import Memory, Policy
-from sparselens.kernels.selection import Bits, Everything, Selection, Spliced, pack
+from sparselens.kernels.memory import Memory, Walk
+from sparselens.kernels.policy_type import Policy
+from sparselens.kernels.selection import (
+    Bits,
+    Everything,
+    Groups,
+    Mixture,
+    Selection,
+    Spliced,
+    Union,
+    pack,
+)
+
+
+def chosen(policy: Policy, call: AttentionCall, memory: Memory, decode: int | None) -> Selection:
+    """Return what `policy` keeps of a call, the last `decode` tokens one at a time; None asks it once."""
+    if decode is None:
+        return policy.selection_for(call, memory)
+    return walked(policy, call, memory, call.q_len - decode)
 
 
 def walked(policy: Policy, call: AttentionCall, memory: Memory, prefill: int) -> Selection:
@@ -29,27 +49,68 @@ def walked(policy: Policy, call: AttentionCall, memory: Memory, prefill: int) ->
         raise ValueError("tokens are decoded one at a time in a whole text without padding, one at a time")
     if not 1 <= prefill <= call.q_len:
         raise ValueError(f"the prefill is 1 to {call.q_len} tokens, not {prefill}")
-    before = policy.selection_for(_part(call, 0, prefill), memory)
+    with _standing(policy, call, memory, 0):
+        before = policy.selection_for(_part(call, 0, prefill), memory)
     rows = []
     for at in range(prefill, call.q_len):
-        one = replace(_part(call, at, at + 1), phase="decode", step=at - prefill + 1)
-        rows.append(_row(policy.selection_for(one, memory), one, call.k_len))
-    if not rows:
+        step = at - prefill + 1
+        one = replace(_part(call, at, at + 1), phase="decode", step=step)
+        with _standing(policy, call, memory, step):
+            rows.append(_row(policy.selection_for(one, memory), one, call.k_len))
+    if all(row is None for row in rows):
+        after: Selection = Everything()
+    else:
+        full = torch.ones(1, 1, 1, call.k_len, dtype=torch.bool, device=call.device)
+        masks = [full if row is None else row for row in rows]
+        heads = max(mask.shape[1] for mask in masks)
+        after = Bits(torch.cat([pack(mask.expand(1, heads, 1, -1)) for mask in masks], 2), call.k_len)
+    if isinstance(before, Everything) and isinstance(after, Everything):
         return before
-    if isinstance(before, Everything) and all(row is None for row in rows):
-        return before
-    full = torch.ones(1, 1, 1, call.k_len, dtype=torch.bool, device=call.device)
-    masks = [full if row is None else row for row in rows]
-    heads = max(mask.shape[1] for mask in masks)
-    after = torch.cat([pack(mask.expand(1, heads, 1, -1)) for mask in masks], 2)
-    return Spliced(prefill, before, Bits(after, call.k_len))
+    return Spliced(prefill, _widened(before, call.k_len), after) if rows else before
+
+
+@contextmanager
+def _standing(policy: Policy, call: AttentionCall, memory: Memory, step: int) -> Iterator[None]:
+    """Tell `memory` which layer and step is asked for while the block lasts."""
+    memory.walk = Walk(call.layer, step, policy.reads_layers)
+    try:
+        yield
+    finally:
+        memory.walk = None
 
 
 def _part(call: AttentionCall, start: int, stop: int) -> AttentionCall:
     """Return the queries `start:stop` of a text with the keys up to `stop`."""
-    return call.sequence(
-        0, torch.arange(start, stop, device=call.device), torch.arange(stop, device=call.device)
+    mask = call.allowed
+    raw_query, raw_key = call.query_raw, call.key_raw
+    return replace(
+        call,
+        query=call.query[:, :, start:stop],
+        key=call.key[:, :, :stop],
+        value=call.value[:, :, :stop],
+        query_positions=call.query_positions[:, start:stop],
+        key_positions=call.key_positions[:, :stop],
+        allowed=replace(
+            mask, query_index=mask.query_index[start:stop], key_index=mask.key_index[:stop], query_valid=None
+        ),
+        query_raw=None if raw_query is None else lambda: raw_query()[:, :, start:stop],
+        key_raw=None if raw_key is None else lambda: raw_key()[:, :, :stop],
     )
+
+
+def _widened(selection: Selection, k_len: int) -> Selection:
+    """Return a prompt's selection for a call with `k_len` keys; keys beyond the prompt are not kept."""
+    match selection:
+        case Bits():
+            return Bits(pad(selection.packed, (0, -(-k_len // 8) - selection.packed.shape[-1])), k_len)
+        case Groups():
+            wide = k_len - selection.key_group.shape[-1]
+            return replace(selection, key_group=pad(selection.key_group, (0, wide), value=-1))
+        case Union():
+            return Union(tuple(_widened(part, k_len) for part in selection.parts))
+        case Mixture():
+            return Mixture([(heads, _widened(part, k_len)) for heads, part in selection.parts])
+    return selection
 
 
 def _row(selection: Selection, call: AttentionCall, k_len: int) -> Tensor | None:
@@ -57,4 +118,4 @@ def _row(selection: Selection, call: AttentionCall, k_len: int) -> Tensor | None
     if isinstance(selection, Everything):
         return None
     kept = selection.rows(call, 0, 1)
-    return torch.nn.functional.pad(kept, (0, k_len - kept.shape[-1]), value=False)
+    return pad(kept, (0, k_len - kept.shape[-1]), value=False)

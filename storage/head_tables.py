@@ -18,6 +18,7 @@ ROWS = Column(
     NAME,
     "",
     "the query rows the number is over: `all`; `affected`, rows in which at least one allowed key was dropped; "
+    "`decoded`, rows of the tokens that came one at a time (`--decode`); "
     "`span:NAME`, the positions of that span, but for `span:answer` the rows that predict the answer's tokens "
     "(start − 1 … stop − 2)",
 )
@@ -76,7 +77,12 @@ HEAD_STATS = Table(
         DENSITY,
         COMPUTED,
         Column(
-            "kv_read_share", F32, "share", "decode: keys read by any head of the GQA group ÷ keys there", True
+            "kv_read_share",
+            F32,
+            "share",
+            "over the decoded rows among them: Σ keys that any head of the group read ÷ Σ keys that the model allows; "
+            "the same for all heads of a group, NULL without `--decode`",
+            True,
         ),
         Column("kept_mass", F32, "mass", "mean dense mass (same q and k) on the kept keys", True),
         Column(
@@ -187,7 +193,12 @@ SELECTIONS = Table(
         PROMPT,
         LAYER,
         HEAD,
-        Column("kind", NAME, "", "`everything`, `band`, `tiles`, `stripes`, `keys` or `bits`"),
+        Column(
+            "kind",
+            NAME,
+            "",
+            "`everything`, `band`, `tiles`, `stripes`, `keys`, `bits`, `groups`, `union` or `spliced`",
+        ),
         DENSITY,
         COMPUTED,
         Column(
@@ -199,6 +210,21 @@ SELECTIONS = Table(
     ),
     key=("run_id", "prompt_id", "layer", "head"),
     sort=("prompt_id", "layer", "head"),
+)
+
+REMOVALS = Table(
+    "removals",
+    "The keys that a policy evicted: what left the cache, and when. Policies that only skip keys leave none.",
+    (
+        RUN,
+        PROMPT,
+        LAYER,
+        Column("kv_head", HEAD.type, "", "key-value head, from 0; its query heads are kv_head · group …"),
+        Column("k_pos", U32, "token", "position of the key; no query after the step reads it"),
+        Column("step", U32, "token", "after which step it left: 0 the prefill, n the n-th decoded token"),
+    ),
+    key=("run_id", "prompt_id", "layer", "kv_head", "k_pos"),
+    sort=("prompt_id", "layer", "kv_head", "step", "k_pos"),
 )
 
 POOLED_MAPS = Table(

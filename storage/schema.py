@@ -13,9 +13,9 @@ from pathlib import Path
 from sparselens.storage import head_tables, result_tables, run_tables
 from sparselens.storage.column import Column, Table
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """1: until 0.1. 2: `interventions` has trial, fold, matched, n_clusters, prompt_set, definition; there are
-`intervention_prompts` and `estimates`."""
+`intervention_prompts` and `estimates`. 3: there is `removals`; numbers are also over the rows `decoded`."""
 
 # A row group is whole layers of one prompt and at least this many rows (the last of a file may be smaller),
 # at most the second number: zone maps on layer prune, a query for one head opens one row group a prompt.
@@ -33,6 +33,7 @@ _ORDER = (
     head_tables.TOKEN_STATS,
     head_tables.VALUE_NORMS,
     head_tables.SELECTIONS,
+    head_tables.REMOVALS,
     head_tables.POOLED_MAPS,
     result_tables.DIFFS,
     result_tables.TOKEN_DIFFS,

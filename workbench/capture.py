@@ -22,6 +22,7 @@ from sparselens.kernels.kernel import kernel as kernel_named
 from sparselens.kernels.policy import Policy, parse
 from sparselens.storage.trace import Trace
 from sparselens.storage.writer import RunWriter
+from sparselens.workbench.decode import decode_option, require_decode
 from sparselens.workbench.job import Job, Metric, Options
 from sparselens.workbench.keep import keeper_of
 from sparselens.workbench.progress import Progress
@@ -55,6 +56,7 @@ def capture(
     progress: bool = True,
     metrics: Mapping[str, Metric] | None = None,
     command: Sequence[str] | None = None,
+    decode: int | str | None = None,
 ) -> list[RunHandle]:
     """Capture `prompts` under `base` and every policy into `trace`; returns the runs, the base's first.
 
@@ -63,10 +65,13 @@ def capture(
     any TransformerLens hook name. `verify` checks every prompt's kernel output, a sample of logits, and the number of
     calls. `resume` continues the runs of the same name and policy in `trace` that were interrupted. `generate` lets
     the model answer each prompt with that many tokens. `heads` (`L18H6`) and `layers` restrict what is recorded, never
-    what runs. `phase` replaces the phase of every policy. `metrics` are functions of the answer rows' logits.
+    what runs. `phase` replaces the phase of every policy. `metrics` are functions of the answer rows' logits. `decode`
+    asks base and policies as if the last tokens of each prompt came one at a time after a prefill of the others: a
+    number of tokens, or `answer`.
 
     Raises `ValueError` on an empty list of prompts, prompts that are too long or of another tokenizer, unknown heads or
-    names to keep, before anything is written.
+    names to keep, a prompt that cannot be decoded so, and a policy that acts on decoded tokens alone without `decode`
+    (or `generate`), before anything is written.
     """
     several = [policies] if isinstance(policies, (str, Policy)) else list(policies)
     chosen = [_labelled(policy, phase) for policy in several]
@@ -76,13 +81,15 @@ def capture(
     if base is None and not chosen:
         raise ValueError("there is nothing to capture: give a policy, or keep the base")
     recorded = tuple(heads or ()), tuple(layers or ())
-    options = Options(kernel, tuple(keep), verify, generate, *recorded, seed, metrics or {})
+    decode = decode_option(decode)
+    options = Options(kernel, tuple(keep), verify, generate, *recorded, seed, metrics or {}, decode)
     shown = shown_heads(session, options)
     keeper_of(session, options.keep)
     kernel_named(kernel)
     torch.manual_seed(seed)
     plan = [] if base is None else [(*_labelled(base), True)]
     plan += [(*policy, False) for policy in chosen]
+    require_decode([] if generate else [policy for policy, _, _ in plan], prompt_list, decode)
     card = run_card(session, prompt_list, options, shlex.join(command if command is not None else sys.argv))
     with ExitStack() as stack:
         runs = _open_runs(plan, Path(trace), card, run_name, verify=verify, resume=resume, session=session)

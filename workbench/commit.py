@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sparselens.kernels.policy import Removal
 from sparselens.storage.part import Part
-from sparselens.workbench.probe import Columns
+from sparselens.workbench.probe import Columns, Write
 from sparselens.workbench.prompt import Prompt
 from sparselens.workbench.readout import Predictions
 from sparselens.workbench.run import Making
@@ -51,6 +53,26 @@ def add_predictions(
                 "affected": affected[:last],
             },
         )
+
+
+def add_removals(
+    write: Write, removals: Sequence[Removal], heads: Mapping[int, tuple[int, ...]] | None, group: int
+) -> None:
+    """Add what left the cache to `removals`: one row a key, of the key-value heads of recorded `heads` (None: all)."""
+    shown = [
+        entry
+        for entry in removals
+        if heads is None or entry.kv_head in {head // group for head in heads.get(entry.layer, ())}
+    ]
+    if not shown:
+        return
+    sizes = [len(entry.positions) for entry in shown]
+    columns = {
+        name: np.repeat(np.asarray([getattr(entry, name) for entry in shown], np.uint32), sizes)
+        for name in ("layer", "kv_head", "step")
+    }
+    positions = np.concatenate([entry.positions.cpu().numpy() for entry in shown]).astype(np.uint32)
+    write("removals", columns | {"k_pos": positions})
 
 
 def add_scores(part: Part, scores: dict[str, float], prompt: Prompt, run: Making) -> None:

@@ -17,6 +17,7 @@ from sparselens.kernels.kernel import Attended, Kernel
 from sparselens.kernels.policy import Memory, Policy
 from sparselens.kernels.selection import Selection
 from sparselens.kernels.statistics import NOTHING, Want
+from sparselens.kernels.walk import chosen
 
 if TYPE_CHECKING:
     from sparselens.workbench.attention import MaskPlan
@@ -61,9 +62,11 @@ class Execution:
     """One policy and kernel at work on one model. Counts what ran, so that a run can prove it.
 
     `calls` counts kernel calls, `skipped` layers that handed on what they did before (`workbench.passage`), `forwards`
-    the model's forward passes, `dense_calls` the calls that the policy left dense (another phase, or fewer keys than
-    `dense_below`), `reference_layers` the layers where listening to the scores or the pattern switched the kernel to
-    the explicit path. `observers` see what the kernel computed, `editors` then replace it.
+    the model's forward passes, `selections` how often the policy was asked, `dense_calls` how often it left everything
+    (another phase, or fewer keys than `dense_below`), `reference_layers` the layers where listening to the scores or
+    the pattern switched the kernel to the explicit path. `observers` see what the kernel computed, `editors` then
+    replace it. With `decode` the last so many tokens of a whole text are decoded one at a time, in the same pass
+    (`kernels/walk.py`).
     """
 
     policy: Policy
@@ -73,8 +76,10 @@ class Execution:
     observers: tuple[Observer, ...] = ()
     editors: tuple[Editor, ...] = ()
     hooks: dict[int, LayerHooks] = field(default_factory=dict)
+    decode: int | None = None
     memory: Memory = field(default_factory=Memory)
     calls: int = 0
+    selections: int = 0
     skipped: int = 0
     forwards: int = 0
     dense_calls: int = 0
@@ -114,9 +119,10 @@ class Execution:
             phase="decode" if decoding else "prefill",
             step=self.step,
         )
-        dense_before = self.memory.dense_calls
-        selection = self.policy.selection_for(call, self.memory)
-        self.dense_calls += self.memory.dense_calls - dense_before
+        asked, dense = self.memory.calls, self.memory.dense_calls
+        selection = chosen(self.policy, call, self.memory, self._decoded(call))
+        self.selections += self.memory.calls - asked
+        self.dense_calls += self.memory.dense_calls - dense
         self.calls += 1
         if hooks is not None and hooks.wants_pattern:
             return self._edited(call, selection, self._explicit(call, selection, hooks))
@@ -129,6 +135,16 @@ class Execution:
         for observer in self.observers:
             observer.saw(call, selection, attended)
         return self._edited(call, selection, attended.output)
+
+    def _decoded(self, call: AttentionCall) -> int | None:
+        """Return how many rows of a call are decoded one at a time; None where the call is what it is."""
+        if self.decode is None or call.phase == "decode" or int(call.allowed.query_index[0]) > 0:
+            return None
+        if self.decode >= call.q_len:
+            raise ValueError(
+                f"of a text of {call.q_len} tokens at most {call.q_len - 1} can be decoded, not {self.decode}"
+            )
+        return self.decode
 
     def _edited(self, call: AttentionCall, selection: Selection, output: Tensor) -> Tensor:
         for editor in self.editors:

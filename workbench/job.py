@@ -14,7 +14,14 @@ from torch import Tensor
 
 from sparselens.kernels.kernel import Kernel
 from sparselens.kernels.kernel import kernel as kernel_named
-from sparselens.workbench.commit import add_predictions, add_prompt, add_scores, part_of
+from sparselens.workbench.commit import (
+    add_predictions,
+    add_prompt,
+    add_removals,
+    add_scores,
+    part_of,
+)
+from sparselens.workbench.decode import decoded_tokens
 from sparselens.workbench.generation import continue_greedily
 from sparselens.workbench.keep import Keeper, keeper_of
 from sparselens.workbench.probe import Columns, Probe, Write, probes
@@ -43,6 +50,7 @@ class Options:
     layers: tuple[int, ...] = ()
     seed: int = 0
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    decode: int | str | None = None
 
 
 @dataclass(eq=False)
@@ -108,6 +116,7 @@ class Job:
         Rows go to `write` layer by layer; None where the run has this prompt and only serves as a base.
         """
         session, model = self.session, self.session.model
+        decoded = decoded_tokens(prompt, self.options.decode)
         recorder = Recorder(
             prompt=prompt,
             policy=run.policy,
@@ -120,6 +129,7 @@ class Job:
             run_name=run.run_id,
             base_name="" if self.base is None else self.base.run_id,
             heads=self.heads,
+            decoded=decoded,
         )
         observers: list[Any] = [recorder]
         keeper: Keeper | None = None if write is None else keeper_of(session, self.options.keep)
@@ -137,10 +147,12 @@ class Job:
             if run.verifier is not None:
                 stack.enter_context(run.verifier.listening(self.attentions))
             execution = stack.enter_context(
-                session.under(run.policy, kernel=self.kernel, observers=observers)
+                session.under(run.policy, kernel=self.kernel, observers=observers, decode=decoded or None)
             )
             states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
-        run.calls += execution.calls
+        if write is not None:
+            add_removals(write, execution.memory.removals, self.heads, session.n_heads // session.n_kv_heads)
+        run.calls += execution.selections
         run.dense_calls += execution.dense_calls
         if run.verifier is not None:
             run.verifier.finish(execution, states, self.readout)

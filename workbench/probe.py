@@ -69,8 +69,8 @@ class LayerRecord:
     """One layer of one prompt under one run, while its tensors are in memory. Batch is 1 and is dropped.
 
     `executed` is what the kernel did; `dense` the counterfactual on the same queries and keys (the executed one itself
-    where nothing was dropped); `base` what the base run left of this layer, None in the base run. Per-row tensors are
-    `[heads, tokens]` float32; rows are queries (destinations).
+    where nothing was dropped); `base` what the base run left of this layer, None in the base run. The last `decoded`
+    tokens came one at a time. Per-row tensors are `[heads, tokens]` float32; rows are queries (destinations).
     """
 
     call: AttentionCall
@@ -84,6 +84,7 @@ class LayerRecord:
     run_name: str = ""
     base_name: str = ""
     heads: tuple[int, ...] | None = None
+    decoded: int = 0
     reuse: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -163,13 +164,16 @@ class LayerRecord:
     def row_sets(self) -> list[tuple[str, Tensor]]:
         """The rows that numbers are averaged over: name and bool `[heads, tokens]`.
 
-        `all`; `affected` where something was dropped; `span:NAME`, the span's own positions, except that the rows of
+        `all`; `affected` where something was dropped; `decoded`, those of the tokens that came one at a time;
+        `span:NAME`, the span's own positions, except that the rows of
         `span:answer` are those that predict the answer's tokens (start − 1 … stop − 2).
         """
         heads = self.call.heads
         sets = [("all", torch.ones(heads, self.tokens, dtype=torch.bool))]
         if self.sparse:
             sets.append(("affected", self.affected))
+        if self.decoded:
+            sets.append(("decoded", self.decoded_rows.expand(heads, -1)))
         for name in self.prompt.spans:
             start, stop = span_rows(self.prompt, name)
             mask = torch.zeros(self.tokens, dtype=torch.bool)
@@ -177,6 +181,21 @@ class LayerRecord:
             if start < stop:
                 sets.append((f"span:{name}", mask.expand(heads, -1)))
         return sets
+
+    @property
+    def decoded_rows(self) -> Tensor:
+        """The rows of the tokens that came one at a time: bool `[tokens]`."""
+        return torch.arange(self.tokens) >= self.tokens - self.decoded
+
+    @cached_property
+    def read_counts(self) -> Tensor:
+        """Keys that any head of the group read in each decoded row: `[heads, decoded]`."""
+        start = self.tokens - self.decoded
+        if not self.sparse:
+            return self.visible_counts[start:].expand(self.call.heads, -1)
+        kept = self.selection.kept(self.call, start, self.tokens)[0].expand(self.call.heads, -1, -1)
+        read = kept.unflatten(0, (self.call.kv_heads, self.call.group)).any(1).sum(-1)
+        return read.repeat_interleave(self.call.group, 0)
 
     @cached_property
     def base_call(self) -> AttentionCall:

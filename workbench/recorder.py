@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.kernel import Attended, Kernel
-from sparselens.kernels.policy import Policy
+from sparselens.kernels.policy import Memory, Policy
 from sparselens.kernels.selection import Everything, Selection
 from sparselens.kernels.statistics import NOTHING, Want
+from sparselens.kernels.walk import chosen
 from sparselens.workbench.heap import give_back
 from sparselens.workbench.probe import LayerRecord, Probe, Write
 from sparselens.workbench.probes.edges import TOP
@@ -33,7 +34,8 @@ class Recorder:
 
     `spool` receives the base's layers while `is_base`, and gives them to a policy's run afterwards. `write` takes the
     column blocks of every layer as they are made, so that no layer's rows wait for the others; None where nothing is
-    to be recorded (a base that is in the trace already). Generated tokens (decode calls) are not recorded.
+    to be recorded (a base that is in the trace already). The last `decoded` tokens came one at a time; generated
+    tokens (decode calls) are not recorded.
     """
 
     prompt: Prompt
@@ -47,12 +49,14 @@ class Recorder:
     run_name: str
     base_name: str
     heads: dict[int, tuple[int, ...]] | None = None
+    decoded: int = 0
     reuse: dict[str, Any] = field(default_factory=dict)
     resid_norms: dict[int, Tensor] = field(default_factory=dict)
     affected: Tensor | None = None
     _base: BaseLayer | None = None
     _pending: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _rows: int = 0
+    _local_memory: Memory = field(default_factory=Memory)
 
     def want(self, call: AttentionCall) -> Want:
         """Return the statistics that the probes need of this call."""
@@ -75,8 +79,11 @@ class Recorder:
             return
         if self.spool is not None and self.is_base:
             self._pending[call.layer] = _left_behind(call, attended)
+        if self.write is None:
+            return
         heads = None if self.heads is None else self.heads.get(call.layer, ())
-        if heads == () or self.write is None:
+        if heads == ():
+            self._ask_locally(call)
             return
         record = LayerRecord(
             call=call,
@@ -90,7 +97,8 @@ class Recorder:
             run_name=self.run_name,
             base_name=self.base_name,
             heads=heads,
-            reuse={"policy": self.policy, **self.reuse},
+            decoded=self.decoded,
+            reuse={"policy": self.policy, "local_memory": self._local_memory, **self.reuse},
         )
         if call.layer in self.resid_norms:
             record.reuse["resid_norm"] = self.resid_norms.pop(call.layer).numpy()
@@ -101,6 +109,14 @@ class Recorder:
             columns = probe.rows(record)
             if columns is not None:
                 self.write(probe.table, columns)
+
+    def _ask_locally(self, call: AttentionCall) -> None:
+        """Ask a policy whose layers read each other about the base's tensors of a layer that is not recorded."""
+        if self._base is None or not self.policy.reads_layers:
+            return
+        query, key, value = (tensor[None] for tensor in (self._base.query, self._base.key, self._base.value))
+        base_call = replace(call, query=query, key=key, value=value)
+        chosen(self.policy, base_call, self._local_memory, self.decoded or None)
 
     def affected_rows(self) -> Any:
         """Return for each row whether some recorded head dropped a key there: numpy bool `[tokens]`."""

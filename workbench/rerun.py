@@ -137,7 +137,7 @@ def _is_base(trace: Trace, run: Run) -> bool:
 
 def _options(run: Run) -> dict[str, Any]:
     """The options of `capture` that a record keeps, without the user's own metrics and the checks."""
-    kept = ("kernel", "keep", "generate", "heads", "layers", "seed")
+    kept = ("kernel", "keep", "generate", "heads", "layers", "seed", "decode")
     options = {name: run.record.args[name] for name in kept if name in run.record.args}
     return {name: value for name, value in options.items() if value not in ([], ())}
 

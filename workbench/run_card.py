@@ -20,6 +20,8 @@ def run_card(session: Session, prompts: Sequence[Prompt], options: Options, comm
     """Return the fields of a run record that all runs of one capture share."""
     provenance = session.provenance
     args = asdict(options) | {"metrics": sorted(options.metrics)}
+    if options.decode is None:
+        del args["decode"]  # as in runs made before there was this option
     return {
         "kind": "capture",
         "model": provenance.name,

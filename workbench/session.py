@@ -36,17 +36,21 @@ def under(
     kernel: Kernel | str = "blocked",
     observers: Sequence[Observer] = (),
     editors: Sequence[Editor] = (),
+    decode: int | None = None,
 ) -> Iterator[Execution]:
     """Run everything `model` does inside the block under `policy`, computed by `kernel`.
 
     `model` is an HF causal language model, a `TransformerBridge`, or a `Session`. Yields the `Execution`, which counts
-    what ran. `editors` intervene on heads (see `workbench.intervention`). On leaving, by success or exception, the
-    model is exactly as before. Blocks nest; the innermost wins.
+    what ran. `editors` intervene on heads (see `workbench.intervention`). With `decode` the policy is asked as if the
+    last so many tokens of a text came one at a time after a prefill of the others; the forward pass stays one. On
+    leaving, by success or exception, the model is exactly as before. Blocks nest; the innermost wins.
 
     Raises `NotImplementedError` where the model's attention cannot be replaced, `ValueError` where the policy's plan
-    was made on another model, and `RuntimeError` on leaving if the
-    model ran but did not call the kernel once in every layer: nothing is captured that did not execute.
+    was made on another model or `decode` is less than 1, and `RuntimeError` on leaving if the model ran but did not
+    call the kernel once in every layer: nothing is captured that did not execute.
     """
+    if decode is not None and decode < 1:
+        raise ValueError(f"decode is how many of the last tokens come one at a time, 1 or more, not {decode}")
     hf_model = _hf_model(model)
     layers = attention_layers(hf_model)
     policy = parse(policy) if isinstance(policy, str) else policy
@@ -61,6 +65,7 @@ def under(
             observers=tuple(observers),
             editors=tuple(editors),
             hooks=dict(hooks),
+            decode=decode,
         )
         stack.enter_context(implementation(hf_model, IMPLEMENTATION))
         handle = hf_model.get_decoder().register_forward_pre_hook(_counter(execution))
@@ -262,9 +267,10 @@ class Session:
         kernel: Kernel | str = "blocked",
         observers: Sequence[Observer] = (),
         editors: Sequence[Editor] = (),
+        decode: int | None = None,
     ) -> Any:
         """Run this session's model under a policy while the block lasts (see `under`)."""
-        return under(self, policy, kernel=kernel, observers=observers, editors=editors)
+        return under(self, policy, kernel=kernel, observers=observers, editors=editors, decode=decode)
 
     def encode(self, text: str, *, bos: bool | None = None) -> Tensor:
         """Return `[1, tokens]` ids of `text`; `bos` None leaves special tokens to the tokenizer's own default."""
@@ -275,10 +281,15 @@ class Session:
 
     @torch.no_grad()
     def logits(
-        self, ids: Tensor, *, policy: Policy | str = "dense", kernel: Kernel | str = "blocked"
+        self,
+        ids: Tensor,
+        *,
+        policy: Policy | str = "dense",
+        kernel: Kernel | str = "blocked",
+        decode: int | None = None,
     ) -> Tensor:
-        """Return `[batch, tokens, vocabulary]` logits of `ids [batch, tokens]` under a policy."""
-        with self.under(policy, kernel=kernel):
+        """Return `[batch, tokens, vocabulary]` logits of `ids [batch, tokens]` under a policy (see `under`)."""
+        with self.under(policy, kernel=kernel, decode=decode):
             result: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
         return result
 

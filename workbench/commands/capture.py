@@ -54,6 +54,10 @@ def capture(
         typer.Option("--bos/--no-bos", help="Put BOS before raw text, or leave it out. [the tokenizer's]"),
     ] = None,
     generate: Annotated[int, typer.Option(min=0, help="Let the model answer with so many tokens.")] = 0,
+    decode: Annotated[
+        str | None,
+        typer.Option(help="Decode the last N tokens one at a time, or `answer`: the answer's tokens."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of whatever draws.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of the runs.")] = False,
 ) -> None:
@@ -61,6 +65,7 @@ def capture(
     from sparselens.kernels.kernel import kernel as kernel_named
     from sparselens.kernels.policy import parse
     from sparselens.workbench import capture as job
+    from sparselens.workbench.decode import decode_option
     from sparselens.workbench.listing import show
     from sparselens.workbench.models import load
 
@@ -71,6 +76,7 @@ def capture(
     reference = None if no_base else base
     kernel_named(kernel)
     only = None if layers is None else numbers(layers)
+    last = decode_option(decode)
     if reference is None and not chosen:
         raise ValueError("nothing to capture: --no-base without a --policy")
     session = load(model, revision=revision, dtype=dtype, device=device)
@@ -97,6 +103,7 @@ def capture(
         layers=only,
         phase=phase,
         seed=seed,
+        decode=last,
         progress=sys.stderr.isatty(),
         command=["sparselens", *sys.argv[1:]],
     )

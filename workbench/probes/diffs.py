@@ -16,6 +16,7 @@ from sparselens.kernels.kernel import Attended, Want
 from sparselens.kernels.policy import Memory
 from sparselens.kernels.selection import Selection
 from sparselens.kernels.statistics import kept_mass, restriction_js
+from sparselens.kernels.walk import chosen
 from sparselens.workbench.probe import (
     SINK_ROWS,
     Columns,
@@ -141,7 +142,8 @@ def _local_policy(record: LayerRecord, base: BaseLayer, mask: _Scope) -> _Scope:
     policy, memory = record.reuse["policy"], record.reuse.setdefault("local_memory", Memory())
     if not policy.reads_tensors:
         return replace(mask, name="local_policy")
-    return _local(record, base, "local_policy", policy.selection_for(record.base_call, memory))
+    selection = chosen(policy, record.base_call, memory, record.decoded or None)
+    return _local(record, base, "local_policy", selection)
 
 
 def _block(record: LayerRecord, base: BaseLayer, scope: _Scope, name: str, rows: Tensor) -> Columns:

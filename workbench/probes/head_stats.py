@@ -36,6 +36,7 @@ def _block(record: LayerRecord, pattern: str, rows_name: str, rows: torch.Tensor
     kept = (rows * record.kept_counts).sum(-1)
     seen = (rows * record.visible_counts).sum(-1)
     values["density"] = torch.ones_like(values["entropy"]) if dense else (kept / seen).float()
+    values["kv_read_share"] = _read_share(record, rows, dense=dense)
     if not dense:
         values["kept_mass"] = mean_over(rows, record.kept_mass)
         values["kept_mass_nosink"] = mean_over(rows, record.kept_mass_nosink)
@@ -56,6 +57,14 @@ def _block(record: LayerRecord, pattern: str, rows_name: str, rows: torch.Tensor
         "n_rows": rows.sum(-1).numpy()[heads].astype(np.uint32),
         "density_computed": computed,
     }
+
+
+def _read_share(record: LayerRecord, rows: torch.Tensor, *, dense: bool) -> torch.Tensor:
+    """Return, over the decoded rows among `rows`, keys read by any head of the group ÷ keys there: `[heads]`."""
+    start = record.tokens - record.decoded
+    chosen, there = rows[:, start:], record.visible_counts[start:]
+    read = there.expand_as(chosen) if dense else record.read_counts
+    return ((chosen * read).sum(-1) / (chosen * there).sum(-1)).float()
 
 
 def _computed(record: LayerRecord) -> np.ndarray:
