@@ -1,0 +1,129 @@
+"""Masks that positions decide, and block selectors of models that are trained with them."""
+
+from .policy_case import Case
+
+_GROUP = {"repeated": "shards are numbered by key-value heads"}
+
+CASES = [
+    Case(
+        "power_attention(block=4,local=2,sink=1)",
+        "power_attention(block=4,local=20)",
+        "power_attention(block=4,local=4,sink=2)",
+        row_local=True,
+        by_group=True,
+        real="power_attention(block=16,local=4,sink=1)",
+    ),
+    Case(
+        "s2_attention(block=4,local=2,stride=4)",
+        "s2_attention(block=4,local=20)",
+        "s2_attention(block=4,local=3,stride=4)",
+        row_local=True,
+        by_group=True,
+        real="s2_attention(block=16,local=6,stride=6)",
+        exceptions=_GROUP,
+    ),
+    Case(
+        "s2_attention(block=8,local=1,stride=5,offset=2,dense=1)",
+        "s2_attention(block=8,local=1,stride=1)",
+        "s2_attention(block=8,local=2,stride=5,offset=2,dense=1)",
+        row_local=True,
+        by_group=True,
+        exceptions=_GROUP,
+    ),
+    Case(
+        "s2_attention(block=8,local=1,stride=3,alike=true)",
+        wider="s2_attention(block=8,local=4,stride=3,alike=true)",
+        row_local=True,
+        by_group=True,
+    ),
+    Case(
+        "mas_former(dense=[3],window=9)",
+        "mas_former(dense=[0,3],window=9)",
+        "mas_former(dense=[3],window=11,sink=2)",
+        row_local=True,
+        by_group=True,
+        real="mas_former(dense=[0,10,20],window=64)",
+    ),
+    Case(
+        "radial(block=4,full=0,sink=1)",
+        "radial(block=4,full=4)",
+        "radial(block=4,full=2,sink=1)",
+        row_local=True,
+        by_group=True,
+        real="radial(block=16,full=1,sink=1)",
+    ),
+    Case(
+        "strided(stride=9)",
+        "strided(stride=80)",
+        row_local=True,
+        by_group=True,
+        real="strided(stride=24)",
+    ),
+    Case("strided(stride=9,apart=true)", "strided(stride=1)", row_local=True),
+    Case(
+        "strided(stride=8,pattern=fixed,summary=2)",
+        "strided(stride=80,pattern=fixed)",
+        "strided(stride=8,pattern=fixed,summary=3)",
+        row_local=True,
+        by_group=True,
+    ),
+    Case(
+        "strided(stride=8,pattern=fixed,summary=2,turns=3)",
+        "strided(stride=8,pattern=fixed,summary=8)",
+        row_local=True,
+    ),
+    Case(
+        "strided(stride=8,pattern=fixed,summary=2,apart=true)",
+        wider="strided(stride=8,pattern=fixed,summary=4,apart=true)",
+        row_local=True,
+    ),
+    Case(
+        "dilated(window=5,dilation=3)",
+        "dilated(window=80,dilation=1)",
+        "dilated(window=9,dilation=3)",
+        row_local=True,
+        by_group=True,
+        real="dilated(window=64,dilation=2)",
+    ),
+    Case(
+        "sf_attention(group=16,sink=2)",
+        "sf_attention(group=160)",
+        "sf_attention(group=16,sink=5)",
+        row_local=True,
+        by_group=True,  # of the toy call: its two groups are the two halves of the heads
+        real="sf_attention(group=128,sink=4)",
+    ),
+    Case(
+        "infllm_v2(topk=4,block=8,kernel=4,stride=2,window=8)",
+        "infllm_v2(topk=10,block=8,kernel=4,stride=2,window=8)",
+        "infllm_v2(topk=6,block=8,kernel=4,stride=2,window=8)",
+        row_local=True,
+        by_group=True,
+        real="infllm_v2(topk=12,block=16,kernel=8,stride=4,window=64)",
+    ),
+    Case(
+        "sparse_d(ratio=0.3,block=8)",
+        "sparse_d(ratio=1.0,block=8)",
+        "sparse_d(ratio=0.6,block=8)",
+        real="sparse_d(ratio=0.3,block=32)",
+        exceptions={"future": "one choice for all rows of a query block"},
+    ),
+    Case(
+        "routing(clusters=5,window=20)",
+        "routing(clusters=5,window=80)",
+        "routing(clusters=5,window=40)",
+        real="routing(clusters=8,window=128)",
+        exceptions={"future": "later tokens move centroids and take places"},
+    ),
+    Case(
+        "routing(clusters=5,window=0)",
+        "routing(clusters=1,window=0)",
+        exceptions={"future": "later tokens move centroids and take places"},
+    ),
+    Case(
+        "long_heads(chunks=4,chunk=8)",
+        "long_heads(chunks=10,chunk=8)",
+        "long_heads(chunks=6,chunk=8)",
+        real="long_heads(chunks=8,chunk=32)",
+    ),
+]
