@@ -23,8 +23,8 @@ EXPECTED = (ValueError, OSError, NotImplementedError, ModuleNotFoundError)
 
 
 @cache
-def commands() -> dict[str, Callable[..., None]]:
-    """Every command by its name: the file's, with dashes."""
+def commands() -> dict[str, Callable[..., None] | typer.Typer]:
+    """Every command, or group of commands, by its name: the file's, with dashes."""
     found = {}
     for module in sorted(entry.name for entry in pkgutil.iter_modules(folder.__path__)):
         name = module.removesuffix("_").replace("_", "-")
@@ -57,7 +57,10 @@ def application() -> typer.Typer:
         pass
 
     for name, command in commands().items():
-        app.command(name)(command)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     return app
 
 

@@ -101,7 +101,7 @@ def test_a_command_file_is_all_that_lists_a_command() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "There are analyse, analyses, capture"),
+        (["nothing"], "There are analyse, analyses, calibrate, capture"),
         (["capture"], "Missing argument"),
         (["sql", "SELECT 1", "--trace", "/nowhere"], "is not a trace"),
         (["sql", "SELECT 1", "--trace", "x", "--format", "xml"], "xml"),

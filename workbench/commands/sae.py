@@ -1,0 +1,65 @@
+"""`sparselens sae train`: an SAE on activations of a model, with SAELens."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+COMMAND = typer.Typer(
+    no_args_is_help=True, help="Sparse autoencoders on attention outputs and the residual stream."
+)
+
+
+@COMMAND.command()
+def train(
+    out: Annotated[Path, typer.Argument(help="The folder that the SAE is written to.")],
+    hook: Annotated[
+        str,
+        typer.Option(help="blocks.L.attn.hook_z, blocks.L.hook_attn_out, blocks.L.hook_resid_pre or _post."),
+    ],
+    model: Annotated[str, typer.Option(help="A name of `models`, a hub id, a folder.")] = "smollm2-135m",
+    architecture: Annotated[
+        str, typer.Option(help="topk, batchtopk, jumprelu, matching_pursuit or standard.")
+    ] = "topk",
+    features: Annotated[int, typer.Option(help="Width of the dictionary.")] = 2304,
+    k: Annotated[
+        int, typer.Option(help="Active features a token (topk, batchtopk; at most in matching_pursuit).")
+    ] = 32,
+    sparsity: Annotated[
+        float, typer.Option(help="Coefficient of the penalty (standard: L1, jumprelu: L0).")
+    ] = 1.0,
+    tokens: Annotated[int, typer.Option(help="Vectors to train on.")] = 1_000_000,
+    text: Annotated[
+        str, typer.Option(help="A file or folder of text; 'python': the standard library and its manual.")
+    ] = "python",
+    context: Annotated[int, typer.Option(help="Tokens of a window.")] = 256,
+    batch: Annotated[int, typer.Option(help="Vectors of a step.")] = 4096,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of weights and order of the text.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that was interrupted.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+) -> None:
+    """Train an SAE; Ctrl-C loses no more than the blocks since the last checkpoint (--resume goes on)."""
+    from sparselens.workbench.activations import Stream
+    from sparselens.workbench.models import load
+    from sparselens.workbench.sae_training import Recipe
+    from sparselens.workbench.sae_training import train as run
+    from sparselens.workbench.site import Site
+
+    session = load(model, device=device)
+    stream = Stream(
+        Site.of(session, hook), text, context=context, batch=batch, seed=seed, block=_windows(context, batch)
+    )
+    recipe = Recipe(stream, architecture, features, k, sparsity, tokens, learning_rate)
+    run(session, recipe, out, resume=resume, say=lambda line: print(line, file=sys.stderr))
+    print(out)
+
+
+def _windows(context: int, batch: int) -> int:
+    """Return how many windows make four batches."""
+    return -(-4 * batch // (context - 1))
