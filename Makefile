@@ -8,10 +8,11 @@ VENV ?= .venv
 PYTHON ?=
 PYTEST ?=
 NOTEBOOKS ?=
+MASKS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint format types bench notebooks schema clean clean-venv
+.PHONY: help setup demo test test-all lint format types bench notebooks masks schema clean clean-venv
 
 help:
 	@echo "make setup      install everything into $(VENV) (once)"
@@ -22,6 +23,7 @@ help:
 	@echo "make types      mypy, strict"
 	@echo "make bench      the benchmarks, one process each"
 	@echo "make notebooks  execute the notebooks and store their outputs (NOTEBOOKS=notebooks/sinks.ipynb: one)"
+	@echo "make masks      draw the mask of every policy into docs (MASKS=\"a_shape quest\": these)"
 	@echo "make clean      remove what was built (clean-venv: the environment too)"
 
 setup: $(READY)
@@ -52,6 +54,9 @@ types: $(READY)
 
 notebooks: $(READY)
 	@$(BIN)/python -P notebooks/execute.py $(NOTEBOOKS)
+
+masks: $(READY)
+	@$(BIN)/python -P docs/draw_masks.py $(MASKS)
 
 schema: $(READY)
 	$(BIN)/python -m sparselens.storage.schema

@@ -45,16 +45,13 @@ class LongHeads(Policy):
         "The selection alone. The paper extends the context: it numbers the kept chunks anew, so that positions stay "
         "within the trained length; here positions stay, and it is no LongHeads beyond that length. The authors score "
         "queries before RoPE against chunk keys rotated inside their chunk; here both are before RoPE where the "
-        "session has them, else both after. Needs the prompt's queries, so it acts in prefill too."
+        "session has them, else both after. Decoding needs to have seen the prompt."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.chunk >= 1, f"chunk is 1 or more, not {self.chunk}")
         self.require(self.chunks >= 3, f"chunks is 3 or more (first, previous, own), not {self.chunks}")
-        self.require(
-            self.phase != "decode", "phase is both or prefill: chunk keys are made of the prompt's queries"
-        )
 
     def wider(self, factor: float) -> Policy:
         """Return the policy with `factor` times as many chunks, at least the forced ones."""
@@ -66,12 +63,18 @@ class LongHeads(Policy):
         made: list[_Seen | None] = []
 
         def choose(blocks: Blocks) -> Tensor:
-            made.append(self._seen(blocks.call, next(left)))
-            return self._chosen(blocks, made[-1])
+            seen = self._seen(blocks.call, next(left))
+            made.append(seen)
+            return self._chosen(blocks, seen)
 
         tiles = tiles_of(call, 1, self.chunk, choose)
         memory.set(call.layer, "chunks", made)
         return tiles
+
+    def watch(self, call: AttentionCall, memory: Memory) -> None:
+        """Make the chunk keys of a call that is left dense, for the tokens after it."""
+        if self.phase != "prefill":
+            self.select(call, memory)
 
     def _chosen(self, blocks: Blocks, seen: _Seen) -> Tensor:
         call = blocks.call

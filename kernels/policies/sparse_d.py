@@ -21,7 +21,8 @@ class SparseD(Policy):
     """Keeps, per query head and query block, the ⌊n · ratio⌋ + 1 key blocks with the largest mean weight.
 
     n counts the key blocks that the query block may see; the own block counts and is always kept. Decoded tokens read
-    the prompt blocks that its last query block keeps, and everything since the prompt.
+    the prompt blocks that its last query block keeps, and everything since the prompt. With `phase=decode` the prompt
+    itself runs in full, as the paper's first steps do.
     """
 
     ratio: float = 0.3
@@ -45,10 +46,7 @@ class SparseD(Policy):
         self.require(self.block >= 1, f"block is 1 or more, not {self.block}")
 
     def select(self, call: AttentionCall, memory: Memory) -> Selection:
-        """Return the prompt's block map, or for a decoded token what the prompt left.
-
-        The first call of a text counts as its prompt; with phase=decode that is the first decoded token.
-        """
+        """Return the prompt's block map, or for a decoded token what the prompt left; the first call is a prompt."""
         left: list[tuple[int, Tensor]] = memory.get(call.layer, "prompt", [])
         if call.phase == "decode" and left:
             rows = iter(left)
@@ -57,6 +55,11 @@ class SparseD(Policy):
         tiles = tiles_of(call, self.block, self.block, lambda blocks: self._made(blocks, made))
         memory.set(call.layer, "prompt", made)
         return tiles
+
+    def watch(self, call: AttentionCall, memory: Memory) -> None:
+        """Choose on a prompt that runs in full, for the tokens after it."""
+        if call.phase == "prefill" and self.phase != "prefill":
+            self.select(call, memory)
 
     def _made(self, blocks: Blocks, made: list[tuple[int, Tensor]]) -> Tensor:
         """Return the map of a prompt; adds its length and the last query block's row to `made`."""

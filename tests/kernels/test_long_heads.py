@@ -89,6 +89,14 @@ def test_a_prefill_in_chunks_keeps_the_same() -> None:
         assert torch.equal(found, whole[:, :, start:stop, :stop])
 
 
+def test_a_dense_prompt_leaves_its_chunk_keys_to_the_tokens_after_it() -> None:
+    call = make_call(80)
+    for policy in (POLICY(phase="decode"), POLICY(dense_below=50)):
+        mask = kept(walked(policy, call, Memory(), 49), call)
+        assert torch.equal(mask[:, :, 49:], mask_of(str(POLICY), call)[:, :, 49:])
+        assert torch.equal(mask[0, 0, :49], torch.ones(49, 80, dtype=torch.bool).tril())
+
+
 def test_queries_that_were_not_seen_raise() -> None:
     with pytest.raises(ValueError, match="were not seen"):
         chosen(str(POLICY), make_call(80, q_len=1))
