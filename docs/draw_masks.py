@@ -154,8 +154,8 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         "# Masks",
         "",
         "What each policy keeps of one head's attention, drawn by `make masks` (`docs/draw_masks.py`). The default"
-        f" model reads {TOKENS} tokens of prose; the head is {head_name(HEAD)}, its clearest [induction head](roles.md):"
-        " it has a sink, a local band and matches far back. Rows are queries from top to bottom, columns keys. Kept"
+        f" model reads {TOKENS} tokens of prose; the head is {head_name(HEAD)}, its clearest [induction head]"
+        "(roles.md): it has a sink, a local band and matches far back. Rows are queries from top to bottom, columns keys. Kept"
         " cells are coloured by their dense weight, in decades from blue (below 0.0001) over green to red (0.1 and"
         " more); dropped cells are grey, darker the more weight they had. Two tokens a pixel.",
         "",
