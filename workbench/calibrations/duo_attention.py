@@ -136,7 +136,8 @@ class DuoAttention(Calibration):
                 with torch.no_grad():
                     gates.clamp_(0, 1)
                 distance = self._distance(session, example, gates)
-                (distance + self.penalty * gates.abs().mean()).backward()
+                loss: Any = distance + self.penalty * gates.abs().mean()
+                loss.backward()
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
