@@ -25,6 +25,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HE
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -185,7 +186,7 @@ def row(bench: Bench, policy: str) -> tuple[dict[str, Any], Any]:
     found = bench.numbers(policy, bench.tested)
     columns = (*OUTCOMES, "nll")
     return {
-        "policy": policy,
+        "policy": re.sub(r'plan="[^"]*/', 'plan="', policy),
         "density": bench.density(policy),
         **{name: said(found[:, at], bench.tested) for at, name in enumerate(columns)},
     }, found
