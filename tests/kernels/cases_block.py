@@ -19,4 +19,11 @@ CASES = [
         real="hip(mask_k=64,window=48,sink=4)",
         exceptions={**_BLOCK, "nested": "another budget descends another tree"},
     ),
+    Case(
+        "sale(tau=2.0,local=8,segment=8,block_q=8,block_k=8)",
+        "sale(tau=0.0,local=8,segment=8,block_q=8,block_k=8)",
+        "sale(tau=0.5,local=8,segment=8,block_q=8,block_k=8)",
+        real="sale(tau=0.05,local=64,segment=32)",
+        exceptions=_BLOCK,
+    ),
 ]
