@@ -67,7 +67,7 @@ def add_removals(
     if not shown:
         return
     sizes = [len(entry.positions) for entry in shown]
-    columns = {
+    columns: Columns = {
         name: np.repeat(np.asarray([getattr(entry, name) for entry in shown], np.uint32), sizes)
         for name in ("layer", "kv_head", "step")
     }

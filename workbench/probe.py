@@ -194,8 +194,8 @@ class LayerRecord:
         if not self.sparse:
             return self.visible_counts[start:].expand(self.call.heads, -1)
         kept = self.selection.kept(self.call, start, self.tokens)[0].expand(self.call.heads, -1, -1)
-        read = kept.unflatten(0, (self.call.kv_heads, self.call.group)).any(1).sum(-1)
-        return read.repeat_interleave(self.call.group, 0)
+        by_group = kept.reshape(self.call.kv_heads, self.call.group, *kept.shape[1:])
+        return by_group.any(1).sum(-1).repeat_interleave(self.call.group, 0)
 
     @cached_property
     def base_call(self) -> AttentionCall:

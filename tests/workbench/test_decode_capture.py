@@ -31,6 +31,12 @@ POLICIES = [
     "a_shape(sink=2,window=5,phase=decode)",
     "oracle_topk(k=4)",
     "per_head(default=oracle_topk(k=3,phase=decode),full=[L0H1])",
+    "quest(token_budget=9,page=3,dense_layers=0)",
+    "quest(token_budget=9,page=3,share=sum,dense_layers=1,phase=both)",
+    "snap_kv(capacity=9,window=6,kernel=3,local=3,prefix=1)",
+    "h2o(heavy=4,recent=3)",
+    "h2o(heavy=4,recent=3,share=head,phase=both)",
+    "per_head(default=h2o(heavy=3,recent=2),full=[L0H1])",
 ]
 
 
