@@ -17,13 +17,16 @@ from sparselens.workbench.prose import paragraphs
 
 TEXT = (".txt", ".md", ".rst", ".py")
 OWN = "python"
+APART = 16
+"""One text in so many is not trained on."""
 _PASSAGE = 60  # paragraphs of the manual in one document
 
 
-def documents(source: str | Path | Sequence[str] = OWN) -> list[str]:
+def documents(source: str | Path | Sequence[str] = OWN, *, held_out: bool = False) -> list[str]:
     """Return the texts of `source`: `python`, a file or folder of text (`.txt`, `.md`, `.rst`, `.py`), or the texts.
 
-    Raises `ValueError` where there is nothing to read.
+    One text in `APART` is held out: what is trained on the others is tested on those. Raises `ValueError` where there
+    is nothing to read.
     """
     if not isinstance(source, str | Path):
         found = [text for text in source if text.strip()]
@@ -38,8 +41,12 @@ def documents(source: str | Path | Sequence[str] = OWN) -> list[str]:
             if file.is_file() and (file == path or file.suffix in TEXT)
         ]
         found = [text for text in found if text.strip()]
+    found = [text for place, text in enumerate(found) if (place % APART == APART - 1) is held_out]
     if not found:
-        raise ValueError(f"no text in {source!r}: give a file, a folder with {', '.join(TEXT)}, or 'python'")
+        part = "held out of" if held_out else "in"
+        raise ValueError(
+            f"no text {part} {source!r}: give a file, a folder with {', '.join(TEXT)}, or 'python'"
+        )
     return found
 
 

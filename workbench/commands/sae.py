@@ -63,3 +63,37 @@ def train(
 def _windows(context: int, batch: int) -> int:
     """Return how many windows make four batches."""
     return -(-4 * batch // (context - 1))
+
+
+@COMMAND.command()
+def card(
+    source: Annotated[str, typer.Argument(help="A folder, RELEASE:SAE_ID of SAELens, or a shipped name.")],
+    model: Annotated[str, typer.Option(help="A name of `models`, a hub id, a folder.")] = "smollm2-135m",
+    policy: Annotated[list[str] | None, typer.Option(help="Also under these policies.")] = None,
+    hook: Annotated[str | None, typer.Option(help="The hook, where the SAE does not say it.")] = None,
+    text: Annotated[
+        str, typer.Option(help="Its held-out part is measured: a file, a folder, or 'python'.")
+    ] = "python",
+    windows: Annotated[int, typer.Option(min=2, help="Windows of text.")] = 16,
+    context: Annotated[int, typer.Option(min=8, help="Tokens of a window.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
+) -> None:
+    """Measure an SAE on text that it was not trained on: sparsity, reconstruction, loss recovered."""
+    from itertools import islice
+
+    from sparselens.analyses.sae_quality import quality
+    from sparselens.workbench.corpus import documents
+    from sparselens.workbench.corpus import windows as cut
+    from sparselens.workbench.listing import show
+    from sparselens.workbench.models import load
+    from sparselens.workbench.sae import load_sae
+
+    session = load(model, device=device)
+    sae = load_sae(source, session, hook=hook)
+    chosen = list(islice(cut(documents(text, held_out=True), session.tokenizer, context), windows))
+    rows = [quality(session, sae, chosen, each).row() for each in ("dense", *(policy or ()))]
+    show(rows, as_json=as_json)
+    trained = sae.record.get("tokens")
+    about = f"{sae.name} on {sae.site.name}: {sae.architecture}, {sae.features} features"
+    print(f"{about}, trained on {trained:,} tokens" if trained else about, file=sys.stderr)
