@@ -26,7 +26,8 @@ class Tensors:
 
     `query` `[heads * q_len, head_dim]`, `key`, `value` `[kv_heads, k_rows, dim]`; `output`
     `[heads * q_len + 1, value_dim]` and `lse` `[heads * q_len + 1]`, whose last row takes what padding computes;
-    `scale` takes products of query and key to units of log2.
+    `copies` hold the keys and values of a batch that copies them; `scale` takes products of query and key to
+    units of log2.
     """
 
     query: Tensor
@@ -34,6 +35,7 @@ class Tensors:
     value: Tensor
     output: Tensor
     lse: Tensor
+    copies: tuple[Tensor, Tensor]
     scores: Tensor
     weights: Tensor
     scale: float
@@ -48,6 +50,7 @@ class Tensors:
         """
         key, value = (_filled(tensor, plan.k_rows) for tensor in (call.key, call.value))
         scores = torch.empty(max((batch.cells for batch in plan.batches), default=0))
+        copied = max((batch.copied for batch in plan.batches), default=0)
         rows = plan.grid.heads * plan.grid.q_len
         return Tensors(
             query=call.query[0].float().reshape(rows, -1),
@@ -55,6 +58,7 @@ class Tensors:
             value=value,
             output=torch.zeros(rows + 1, call.value.shape[-1]),
             lse=torch.full((rows + 1,), float("-inf")),
+            copies=(torch.empty(copied, key.shape[-1]), torch.empty(copied, value.shape[-1])),
             scores=scores,
             weights=torch.empty(len(scores)) if keep_scores else scores,
             scale=call.scale * LOG2_E,
@@ -89,7 +93,10 @@ def attend_batch(batch: Batch, plan: Plan, tensors: Tensors) -> Softmax:
     beyond = (queries >= q_len).expand(-1, folded, -1).flatten()
     where = read.masked_fill(beyond, plan.grid.heads * q_len)
     query = tensors.query.index_select(0, read).mul_(tensors.scale).view(units, folded * high, -1)
-    key, value = batch.pick(tensors.key), batch.pick(tensors.value)
+    key, value = (
+        batch.pick(tensor, copy)
+        for tensor, copy in zip((tensors.key, tensors.value), tensors.copies, strict=True)
+    )
     shape = (units, folded * high, key.shape[1])
     scores = tensors.scores[: math.prod(shape)].view(shape)
     weights = tensors.weights[: math.prod(shape)].view(shape)

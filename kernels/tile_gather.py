@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sparselens.kernels.tile_grid import DROPPED, Grid
 
+BIAS_CELLS = 1 << 18  # biases made together: 1 MB
+
 
 @dataclass(eq=False)
 class KeyBatch:
@@ -40,26 +42,44 @@ class KeyBatch:
         """As many keys as there are; consecutive ones may reach beyond the last."""
         return self.grid.k_len if self.start < 0 else max(self.grid.k_len, self.start + self.keys.shape[1])
 
-    def pick(self, tensor: Tensor) -> Tensor:
-        """Return the keys of each strip; a view where they are consecutive."""
+    @property
+    def copied(self) -> int:
+        """How many keys are copied: none where they are consecutive."""
+        return 0 if self.start >= 0 else self.keys.numel()
+
+    def pick(self, tensor: Tensor, buffer: Tensor) -> Tensor:
+        """Return the keys of each strip, copied into `buffer` unless they are consecutive."""
         kv = self.heads[:, :1] // self.grid.group
         if self.start >= 0:
             return tensor[kv[0], self.start : self.start + self.keys.shape[1]]
-        rows = kv * tensor.shape[1] + self.keys.clamp(min=0)
-        return tensor.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, -1)
+        rows = (kv * tensor.shape[1] + self.keys.clamp(min=0)).flatten()
+        picked = buffer[: len(rows)]
+        torch.index_select(tensor.flatten(0, 1), 0, rows, out=picked)
+        return picked.view(*self.keys.shape, -1)
 
     def add_bias(self, scores: Tensor) -> None:
         """Add `DROPPED` to what is not kept or not allowed; `scores` `[units, folded, high, n]`."""
         if self.bits is not None:
-            bias = _biases().index_select(0, self.bits.flatten().int()).view(*self.bits.shape[:3], -1)
-            scores.view(*scores.shape[:2], bias.shape[2], -1, bias.shape[3]).add_(bias[:, :, :, None])
+            self._add_bits(scores, self.bits)
         if self.masked is not None and self.masked < self.keys.shape[1]:
-            keys = self.keys[:, None, self.masked :]
-            gap = self.queries[..., None] + (self.grid.q_start - self.grid.k_start) - keys
-            dropped = (gap < 0) | (keys < 0)
+            shift, keys = self.grid.q_start - self.grid.k_start, self.keys[:, self.masked :]
+            key = keys.where(keys >= 0, 1 << 30).int()[:, None]
+            query = (self.queries + shift).int()[..., None]
+            dropped = key > query
             if self.grid.window is not None:
-                dropped |= gap >= self.grid.window
+                dropped |= query - key >= self.grid.window
             scores[..., self.masked :].add_(dropped[:, None].float().mul_(DROPPED))
+
+    def _add_bits(self, scores: Tensor, bits: Tensor) -> None:
+        """Add the biases of the bits, so many strips at a time that the biases stay in a cache."""
+        parts, eights = bits.shape[2:]
+        lines = bits.view(-1, parts, eights)
+        cells = scores.view(len(lines), -1, parts, scores.shape[2] // parts, scores.shape[3])
+        step = max(1, BIAS_CELLS // (parts * eights * 8))
+        for at in range(0, len(lines), step):
+            some = lines[at : at + step]
+            bias = _biases().index_select(0, some.flatten().int()).view(len(some), 1, parts, 1, -1)
+            cells[at : at + step].add_(bias)
 
 
 @cache

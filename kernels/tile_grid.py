@@ -95,8 +95,15 @@ class Batch(Protocol):
     def k_rows(self) -> int:
         """How long keys and values must at least be, filled up with zeros."""
 
-    def pick(self, tensor: Tensor) -> Tensor:
-        """Return the strips' rows `[units, n, dim]` of keys or values `[kv_heads, k_rows, dim]`."""
+    @property
+    def copied(self) -> int:
+        """How many keys are copied; 0 where they are read where they lie."""
+
+    def pick(self, tensor: Tensor, buffer: Tensor) -> Tensor:
+        """Return the strips' rows `[units, n, dim]` of keys or values `[kv_heads, k_rows, dim]`.
+
+        In `buffer` `[copied or more, dim]` where they are copied: fresh memory would cost as much as the copy.
+        """
 
     def add_bias(self, scores: Tensor) -> None:
         """Add `DROPPED` to what is not kept or not allowed; `scores` `[units, folded, high, n]`."""

@@ -1,130 +1,175 @@
-"""What a selection keeps, as the maps that `tile_cover` covers with strips.
+"""What formulas keep, as the maps that `tile_cover` covers with strips: a row per 16 queries or more.
 
-Selections whose rows are alike in units of 16 queries or more (`Stripes` with a tile, `Tiles`) give the map of the
-whole call at once, a row per unit, and leave causality to positions: nothing of `q_len * k_len` is made. All
-others are read a tile of queries at a time.
+`Stripes`, `Tiles`, `Band`, `Everything`, `Groups` and unions of them give the map of the whole call at once and leave
+causality to positions: nothing of `q_len * k_len` is made. `by_rows` (`tile_rows`) is for all others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
-from sparselens.kernels.call import AttentionCall
-from sparselens.kernels.selection import Bits, Groups, KeyList, Selection, Stripes, Tiles, Union
-from sparselens.kernels.tile_cover import LOWEST, Kept
+from sparselens.kernels.selection import Band, Everything, Groups, Selection, Stripes, Tiles, Union
+from sparselens.kernels.tile_cover import LOWEST, Kept, counted
 from sparselens.kernels.tile_grid import Grid
 
-
-def unit_of(selection: Selection, grid: Grid) -> int:
-    """Return how many consecutive queries are alike but for the model's mask; 0 when that is not known."""
-    match selection:
-        case Stripes() if selection.tile:
-            size = selection.tile
-        case Tiles():
-            size = selection.block_q
-        case _:
-            return 0
-    unit = next((high for high in (128, 64, 32, LOWEST) if size % high == 0 and high <= grid.block), 0)
-    return unit if unit and grid.q_start % unit == 0 else 0
+DENSE = 0.25  # groups that keep more of the square than this gain little from being put side by side
+HIGH = 64  # the unit where a selection would allow any
 
 
-def by_units(selection: Selection, heads: tuple[int, ...], grid: Grid, unit: int) -> Kept:
-    """Return the map of a selection that is alike in units, on a call whose indices and positions advance together."""
+def by_units(selection: Selection, heads: tuple[int, ...], grid: Grid) -> Kept | None:
+    """Return the map of a selection on a call whose indices and positions advance together.
+
+    None where it has no formula, or its blocks do not begin where the call does.
+    """
+    if isinstance(selection, Groups):
+        return by_groups(selection, heads, grid)
+    parts = selection.parts if isinstance(selection, Union) else (selection,)
+    unit = min(_unit(part, grid) for part in parts)
+    if not unit or grid.q_start % unit or grid.q_len < LOWEST:
+        return None
     query = torch.arange(0, grid.q_len, unit) + grid.q_start
     key = torch.arange(grid.k_len) + grid.k_start
-    mask = (
-        _stripes(selection, query, key) if isinstance(selection, Stripes) else _tiles(selection, query, key)
-    )
+    single = [part for part in parts if not _is_alike(part)]
+    alike = [_touched(part, query, key, unit) for part in parts if _is_alike(part)]
+    touched = _any([*alike, *(_touched(part, query, key, unit) for part in single)])
     last = (query + unit - 1).clamp(max=grid.q_start + grid.q_len - 1)
-    mask &= key <= last[:, None]
+    touched &= key <= last[:, None]
     if grid.window is not None:
-        mask &= query[:, None] - key < grid.window
-    return Kept(grid, heads, mask, unit, 0, positional=True)
+        touched &= query[:, None] - key < grid.window
+    if not single:
+        return Kept(grid, heads, touched, unit, 0, positional=True)
+    whole = _any(alike).expand_as(touched) if alike else None
+    return Kept(grid, heads, touched, unit, 0, True, whole, Cells(single, grid))
 
 
-def by_rows(
-    selection: Selection, heads: tuple[int, ...], call: AttentionCall, grid: Grid, plain: bool
-) -> Iterator[Kept]:
-    """Yield what a selection keeps for one tile of queries after the other; `plain`: keys end at the query."""
-    for start, stop in call.row_blocks(grid.block):
-        limit = min(grid.k_len, stop + grid.q_start - grid.k_start) if plain else grid.k_len
-        mask = _rows(selection, call, start, stop, limit)
-        mask = mask & call.allowed.rows(start, stop, slice(0, limit))[0]
-        yield Kept(grid, heads, mask, 1, start, positional=False)
+class Cells:
+    """What single queries keep under formulas that differ from one query to the next; see `Kept.cells`."""
+
+    def __init__(self, parts: Sequence[Selection], grid: Grid) -> None:
+        self.grid = grid
+        self.bands = [part for part in parts if isinstance(part, Band)]
+        size = max(grid.q_start + grid.q_len, grid.k_start + grid.k_len) + grid.block
+        stripes = [part for part in parts if isinstance(part, Stripes)]
+        self.near = [_marks(part.distances[0], size) for part in stripes]
+        self.columns = [_marks(part.columns[0], size) for part in stripes]
+
+    def __call__(self, places: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return what is kept: bool `[strips, heads, high, n]`; a key of -1 may be."""
+        query = (queries + self.grid.q_start).int()[:, None, :, None]
+        key = (keys.clamp(min=0) + self.grid.k_start).int()[:, None, None, :]
+        gap = query - key
+        kept = torch.zeros(*places.shape, 1, 1, dtype=torch.bool)
+        for band in self.bands:
+            kept = kept | (key < band.sink) | (gap < band.window)
+        for marks, at in [*((marks, gap) for marks in self.near), *((marks, key) for marks in self.columns)]:
+            line = (places * marks.shape[1] if len(marks) > 1 else places * 0).int()[..., None, None]
+            found = line + at.clamp(min=0)
+            kept = kept | marks.flatten().index_select(0, found.flatten()).view(found.shape)
+        return kept
 
 
-def _stripes(stripes: Selection, query: Tensor, key: Tensor) -> Tensor:
-    """Return what units keep that start at the positions `query`: bool `[heads, units, keys]`."""
-    if not isinstance(stripes, Stripes) or stripes.tile is None:
-        raise ValueError("only stripes with a tile are alike in units")
-    tile, first = stripes.tile, int(key[0])
-    heads = max(stripes.columns.shape[1], stripes.distances.shape[1])
-    origin = query // tile * tile
-    size = int(max(origin[-1], key[-1])) + tile
-    near = _near(stripes.distances[0], tile, size).flip(1)  # at size - gap, of a gap from - size to size
-    at = first - origin + size
-    diagonal = near.unfold(1, len(key), 1)[:, at]
-    column = torch.zeros(len(stripes.columns[0]), len(key) + 1, dtype=torch.bool)
-    index = stripes.columns[0] - first
-    column.scatter_(
-        1, index.where((stripes.columns[0] >= 0) & (index >= 0) & (index < len(key)), len(key)), True
-    )
-    return (diagonal | column[:, None, :-1]).expand(heads, -1, -1)
+def by_groups(groups: Groups, heads: tuple[int, ...], grid: Grid) -> Kept | None:
+    """Return the map of groups with the queries of a group side by side.
+
+    None where that saves little, or there are so many groups that each has few queries.
+    """
+    if groups.map.shape[2] * LOWEST > grid.q_len:
+        return None
+    told, none = groups.told_apart(0), grid.q_len
+    order = pad_sequence([_ordered(row, none) for row in groups.query_group[0]], True, none)
+    units = order.view(len(order), -1, LOWEST)
+    name = pad(groups.query_group[0].long(), (0, 1), value=-1).gather(1, units[..., 0]).expand(told, -1)
+    last = units.where(units < none, -1).amax(-1) + (grid.q_start - grid.k_start)
+    table = pad(groups.map[0], (0, 1), value=False).expand(told, -1, -1)
+    keys = groups.key_group[0].long().expand(told, -1)
+    rows = torch.stack([of_head[:, index] for of_head, index in zip(table, keys, strict=True)])
+    mask = rows[torch.arange(told)[:, None], name.clamp(min=0)]
+    mask = mask & (torch.arange(grid.k_len) <= last[..., None]) & (name >= 0)[..., None]
+    if int(counted(mask).sum()) * LOWEST > DENSE * told * grid.q_len * grid.k_len:
+        return None
+    return Kept(grid, heads, mask, LOWEST, 0, positional=True, order=order.expand(told, -1))
 
 
-def _near(distances: Tensor, tile: int, size: int) -> Tensor:
-    """Return whether a distance lies in `gap … gap + tile - 1`, for gaps from -size to size: `[heads, 2 size + 1]`."""
-    marks = torch.zeros(len(distances), 3 * size + 2, dtype=torch.int32)
-    inside = (distances >= 0) & (distances < size)
-    marks.scatter_(1, (distances + size + 1).where(inside, 3 * size + 1), 1)
-    marks[:, -1] = 0
-    before = marks.cumsum(1)
-    return before[:, tile : tile + 2 * size + 1] > before[:, : 2 * size + 1]
+def _ordered(group: Tensor, none: int) -> Tensor:
+    """Return the queries by group, each group filled up with `none` to whole units; those of group -1 left out."""
+    order = group.long().argsort(stable=True)[int((group < 0).sum()) :]
+    parts = order.split(torch.bincount(group[order].long()).tolist())
+    return torch.cat([pad(part, (0, -len(part) % LOWEST), value=none) for part in parts] or [order])
 
 
-def _tiles(tiles: Selection, query: Tensor, key: Tensor) -> Tensor:
-    """Return what units keep that start at the positions `query`: bool `[heads, units, keys]`."""
-    if not isinstance(tiles, Tiles):
-        raise ValueError(f"a selection of kind {tiles.kind} is not alike in units")
+def _unit(part: Selection, grid: Grid) -> int:
+    """Return how many consecutive queries one row of the map may stand for; 0 where it may not."""
+    match part:
+        case Everything() | Band():
+            size = HIGH
+        case Stripes():
+            size = LOWEST if _is_exact(part) else part.tile or HIGH
+        case Tiles():
+            size = part.block_q
+        case _:
+            return 0
+    return next((high for high in (128, 64, 32, LOWEST) if size % high == 0 and high <= grid.block), 0)
+
+
+def _is_alike(part: Selection) -> bool:
+    """Tell whether all queries of a unit keep the same, but for the model's own mask."""
+    return not isinstance(part, Band) and not (isinstance(part, Stripes) and _is_exact(part))
+
+
+def _is_exact(stripes: Stripes) -> bool:
+    """Tell whether there are diagonals one token wide."""
+    return stripes.tile is None and bool((stripes.distances >= 0).any())
+
+
+def _any(maps: list[Tensor]) -> Tensor:
+    kept = maps[0]
+    for other in maps[1:]:
+        kept = kept | other
+    return kept
+
+
+def _touched(part: Selection, query: Tensor, key: Tensor, unit: int) -> Tensor:
+    """Return the keys that some query of the units keeps that start at `query`: bool `[heads or 1, units, keys]`."""
+    match part:
+        case Band():
+            return ((key < part.sink) | (query[:, None] - key < part.window))[None]
+        case Stripes():
+            return _stripes(part, query, key, unit)
+        case Tiles():
+            return _tiles(part, query, key)
+    return torch.ones(1, len(query), len(key), dtype=torch.bool)
+
+
+def _stripes(stripes: Stripes, query: Tensor, key: Tensor, unit: int) -> Tensor:
+    reach, first = stripes.tile or unit, int(key[0])
+    origin = query // reach * reach
+    size = int(max(origin[-1], key[-1])) + reach
+    near = _near(stripes.distances[0], reach, size).flip(1)
+    diagonal = near.unfold(1, len(key), 1)[:, first - origin + size]
+    columns = _marks(stripes.columns[0], size)[:, first : first + len(key)]
+    return diagonal | columns[:, None]
+
+
+def _near(distances: Tensor, reach: int, size: int) -> Tensor:
+    """Return whether a distance lies in `gap … gap + reach - 1`, for gaps from -size to size: `[heads, 2 size + 1]`."""
+    marks = pad(_marks(distances, size), (size, size + 1)).int()
+    before = pad(marks.cumsum(1), (1, 0))
+    return before[:, reach : reach + 2 * size + 1] > before[:, : 2 * size + 1]
+
+
+def _tiles(tiles: Tiles, query: Tensor, key: Tensor) -> Tensor:
     row, column = query // tiles.block_q - tiles.first, key // tiles.block_k
     inside = ((row >= 0) & (row < tiles.map.shape[2]))[:, None] & (column < tiles.map.shape[3])
     picked = tiles.map[0][:, row.clamp(0, tiles.map.shape[2] - 1)]
     return picked[:, :, column.clamp(max=tiles.map.shape[3] - 1)] & inside
 
 
-def _rows(selection: Selection, call: AttentionCall, start: int, stop: int, limit: int) -> Tensor:
-    """Return `selection.rows` for the keys before `limit`: bool `[heads or 1, rows, limit]`; same cells, sooner."""
-    match selection:
-        case Bits():
-            packed = selection.packed[0, :, start:stop, : -(-limit // 8)].numpy()
-            return torch.from_numpy(np.unpackbits(packed, axis=-1)).view(torch.bool)[..., :limit]
-        case KeyList():
-            index = selection.index[0, :, start:stop].long()
-            kept = torch.zeros(*index.shape[:2], limit + 1, dtype=torch.bool)
-            return kept.scatter_(-1, index.where((index >= 0) & (index < limit), limit), True)[..., :-1]
-        case Union():
-            kept = _rows(selection.parts[0], call, start, stop, limit)
-            for part in selection.parts[1:]:
-                kept = kept | _rows(part, call, start, stop, limit)
-            return kept
-        case Groups():
-            return _groups(selection, start, stop, limit)
-    return selection.rows(call, start, stop)[0, ..., :limit]
-
-
-def _groups(groups: Groups, start: int, stop: int, limit: int) -> Tensor:
-    """Return the rows of `groups`: one row of keys for each query group that occurs, copied to its queries."""
-    heads = groups.told_apart(0)
-    query = groups.query_group[0, :, start:stop].long().expand(heads, -1)
-    key = groups.key_group[0, :, :limit].long().expand(heads, -1)
-    table = torch.nn.functional.pad(groups.map[0].expand(heads, -1, -1), (0, 1), value=False)
-    rows = []
-    for head in range(heads):
-        names, which = torch.unique(query[head], return_inverse=True)
-        keys = table[head, names.clamp(min=0)] & (names >= 0)[:, None]
-        rows.append(keys[:, key[head]][which])
-    return torch.stack(rows)
+def _marks(index: Tensor, size: int) -> Tensor:
+    """Return bool `[heads, size]`, True at the given places; -1 and anything beyond are left out."""
+    marks = torch.zeros(len(index), size + 1, dtype=torch.bool)
+    return marks.scatter_(1, index.where((index >= 0) & (index < size), size), True)[:, :-1]

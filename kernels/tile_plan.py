@@ -15,7 +15,8 @@ from sparselens.kernels.selection import Band, Everything, Mixture, Selection, T
 from sparselens.kernels.tile_cover import cover
 from sparselens.kernels.tile_gather import KeyBatch
 from sparselens.kernels.tile_grid import Batch, Grid
-from sparselens.kernels.tile_map import by_rows, by_units, unit_of
+from sparselens.kernels.tile_map import by_units
+from sparselens.kernels.tile_rows import by_rows
 from sparselens.kernels.tile_strip import Biases, tile_batches
 
 
@@ -63,9 +64,9 @@ def make_plan(selection: Selection, grid: Grid, call: AttentionCall) -> Plan:
 
 def _gathered(part: Selection, heads: tuple[int, ...], grid: Grid, call: AttentionCall) -> list[KeyBatch]:
     regular = _is_regular(call)
-    unit = unit_of(part, grid) if regular else 0
-    if unit:
-        return cover(by_units(part, heads, grid, unit))
+    whole = by_units(part, heads, grid) if regular else None
+    if whole is not None:
+        return cover(whole)
     return [batch for kept in by_rows(part, heads, call, grid, regular) for batch in cover(kept)]
 
 

@@ -146,9 +146,9 @@ class TileStatistics:
         (units, folded), high = heads.shape, soft.batch.queries.shape[1]
         queries = soft.batch.queries + grid.q_start
         pool = queries // self.pools.pool if by_pool.shape[1] > 1 else torch.zeros_like(queries)
-        low = pool[:, :1]
-        count = int((pool[:, -1:] - low).max()) + 1
         real = queries < grid.q_start + grid.q_len
+        low = pool.amin(1, keepdim=True)
+        count = int((pool.where(real, low).amax(1, keepdim=True) - low).max()) + 1
         sums = self._row_sums(weights.view(units, folded, high, -1), pool - low, real, count)
         names = (low + torch.arange(count)).clamp(max=by_pool.shape[1] - 1)
         line = heads[:, :, None] * by_pool.shape[1] + names[:, None]

@@ -127,18 +127,27 @@ class TileBatch:
         """Whole tiles of keys."""
         return self.grid.k_tiles * self.grid.block
 
-    def pick(self, tensor: Tensor) -> Tensor:
-        """Return the key tiles of each strip; a view where one strip keeps consecutive tiles."""
-        first, block = self.strips[0], self.grid.block
-        tiles = tensor.view(-1, block * tensor.shape[-1])
-        per_head = tensor.shape[1] // block
-        if len(self.strips) == 1 and first.tiles[-1] - first.tiles[0] == len(first.tiles) - 1:
-            start = first.kv * per_head + first.tiles[0]
-            picked = tiles[start : start + len(first.tiles)]
-        else:
-            kv = torch.tensor([strip.kv for strip in self.strips])
-            picked = tiles.index_select(0, (kv[:, None] * per_head + self._tiles).flatten())
-        return picked.view(len(self.strips), -1, tensor.shape[-1])
+    @property
+    def _in_place(self) -> bool:
+        first = self.strips[0]
+        return len(self.strips) == 1 and first.tiles[-1] - first.tiles[0] == len(first.tiles) - 1
+
+    @property
+    def copied(self) -> int:
+        """How many keys are copied: none where one strip keeps consecutive tiles."""
+        return 0 if self._in_place else len(self.strips) * len(self.strips[0].tiles) * self.grid.block
+
+    def pick(self, tensor: Tensor, buffer: Tensor) -> Tensor:
+        """Return the key tiles of each strip, copied into `buffer` unless they lie side by side."""
+        first, block, dim = self.strips[0], self.grid.block, tensor.shape[-1]
+        if self._in_place:
+            start = first.tiles[0] * block
+            return tensor[first.kv : first.kv + 1, start : start + len(first.tiles) * block]
+        kv = torch.tensor([strip.kv for strip in self.strips])
+        tiles = (kv[:, None] * (tensor.shape[1] // block) + self._tiles).flatten()
+        picked = buffer[: self.copied].view(len(tiles), block * dim)
+        torch.index_select(tensor.view(-1, block * dim), 0, tiles, out=picked)
+        return picked.view(len(self.strips), -1, dim)
 
     def add_bias(self, scores: Tensor) -> None:
         """Add the biases of partial tiles, and drop what is not kept or not allowed."""
