@@ -59,8 +59,8 @@ CALLS: dict[str, str] = {
     "s2_attention": "s2_attention(block=16,local=6,stride=6)",
     "sf_attention": "sf_attention(group=128,sink=4)",
     "sliding_window": "sliding_window(window=64)",
+    "sparse_transformer": "sparse_transformer(stride=24)",
     "sparse_d": "sparse_d(ratio=0.3,block=32)",
-    "strided": "strided(stride=24)",
     "vertical_slash": "vertical_slash(vertical=48,slash=64,tile=0)",
 }
 WALKED = ("sparse_d",)
@@ -154,10 +154,10 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         "# Masks",
         "",
         "What each policy keeps of one head's attention, drawn by `make masks` (`docs/draw_masks.py`). The default"
-        f" model reads {TOKENS} tokens of prose; the head is {head_name(HEAD)}, its clearest [induction head]"
-        "(roles.md): it has a sink, a local band and matches far back. Rows are queries from top to bottom, columns keys. Kept"
-        " cells are coloured by their dense weight, in decades from blue (below 0.0001) over green to red (0.1 and"
-        " more); dropped cells are grey, darker the more weight they had. Two tokens a pixel.",
+        f" model reads {TOKENS} tokens of prose; the head is {head_name(HEAD)}, its clearest induction head"
+        " ([roles](roles.md)): it has a sink, a local band and matches far back. Rows are queries from top to bottom,"
+        " columns keys. Kept cells are coloured by their dense weight, in decades from blue (below 0.0001) over green"
+        " to red (0.1 and more); dropped cells are grey, darker the more weight they had. Two tokens a pixel.",
         "",
         "Every policy chooses on the queries and keys of the same dense pass. *Density* is the share of allowed pairs"
         " that is kept and *mass* the mean dense weight on them, both in this head; of policies that are drawn while"

@@ -23,7 +23,7 @@ class Dilated(Policy):
     budget: ClassVar[tuple[str, ...]] = ("window",)
     off_label: ClassVar[bool] = True
     source: ClassVar[str] = "Dilated Neighborhood Attention, arXiv:2209.15001; SHI-Labs/NATTEN"
-    evidence: ClassVar[str] = "paper"
+    evidence: ClassVar[str] = "abstract"
     card: ClassVar[str] = (
         "Static, the same for all heads. dilation=1 is sliding_window. Without causality neighborhood attention shifts "
         "its window at the edges so that it stays full; the causal form is shorter there, as here. A row reaches only "

@@ -16,7 +16,7 @@ PATTERNS = ("strided", "fixed")
 
 
 @dataclass(frozen=True)
-class Strided(Policy):
+class SparseTransformer(Policy):
     """Keeps a near part and a far part. Pattern `strided`: `q − k < stride`, and `(q − k) mod stride = 0`.
 
     Pattern `fixed`: the query's own span `⌊k / stride⌋ = ⌊q / stride⌋`, and of every span the summary columns
@@ -30,7 +30,7 @@ class Strided(Policy):
     turns: int = 1
     apart: bool = False
 
-    name: ClassVar[str] = "strided"
+    name: ClassVar[str] = "sparse_transformer"
     off_label: ClassVar[bool] = True
     source: ClassVar[str] = "Sparse Transformers, arXiv:1904.10509; openai/sparse_attention 199cdd3"
     card: ClassVar[str] = (
@@ -83,4 +83,4 @@ def _none(call: AttentionCall) -> torch.Tensor:
     return torch.full((1, 1, 1), -1, device=call.device)
 
 
-POLICY = Strided
+POLICY = SparseTransformer
