@@ -26,4 +26,11 @@ CASES = [
         real="sale(tau=0.05,local=64,segment=32)",
         exceptions=_BLOCK,
     ),
+    Case(
+        "pbs_attention(threshold=0.5,segment=16,block=8)",
+        "pbs_attention(threshold=1.0,segment=16,block=8)",
+        "pbs_attention(threshold=0.8,segment=16,block=8)",
+        real="pbs_attention(threshold=0.7,segment=64,block=32)",
+        exceptions=_BLOCK,
+    ),
 ]
