@@ -116,7 +116,8 @@ class Stripes(Selection):
         query, key = call.query_positions[:, start:stop], call.key_positions
         origin = query if self.tile is None else query // self.tile * self.tile
         reach = self.tile or 1
-        size = int(max(query.max(), key.max())) + reach  # a tile reaches distances that no row of it has
+        last = int(torch.cat([query.flatten(), key.flatten()]).max())  # of no rows, the keys'
+        size = last + reach  # a tile reaches distances that no row of it has
         columns = _marks(self.columns, size)
         before = pad(_marks(self.distances, size).int().cumsum(-1), (1, 0))
         gaps = torch.arange(
