@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparselens.kernels.call import AttentionCall
-from sparselens.kernels.tile_grid import DROPPED, Batch
+from sparselens.kernels.tile_grid import DROPPED, NONE, Batch
 from sparselens.kernels.tile_plan import Plan
 
 LOG2_E = math.log2(math.e)
@@ -90,7 +90,7 @@ def attend_batch(batch: Batch, plan: Plan, tensors: Tensors) -> Softmax:
     (units, folded), high = heads.shape, batch.queries.shape[1]
     queries = batch.queries[:, None]
     read = (heads[..., None] * q_len + queries.clamp(max=q_len - 1)).flatten()
-    beyond = (queries >= q_len).expand(-1, folded, -1).flatten()
+    beyond = (queries == NONE).expand(-1, folded, -1).flatten()
     where = read.masked_fill(beyond, plan.grid.heads * q_len)
     query = tensors.query.index_select(0, read).mul_(tensors.scale).view(units, folded * high, -1)
     key, value = (

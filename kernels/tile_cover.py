@@ -7,87 +7,22 @@ each head or for all heads of a kv head together, or one strip with all keys up 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sparselens.kernels.tile_gather import KeyBatch
-from sparselens.kernels.tile_grid import Grid
+from sparselens.kernels.tile_kept import LOWEST, Kept, counted, packed
 
-LOWEST = 16  # rows of the lowest strip: below that a copied key costs more than it saves
 COPY = 18  # a key and its value take as long to copy as so many scores take to compute
 CELLS = 1 << 19  # score cells computed together: fewer than for whole tiles, as keys are copied beside them
 FEWEST = 4  # strips that are computed together though some have far fewer keys than others
 VIEW = 3  # the same where keys are not copied: what a key costs beside its scores
-
-
-@dataclass(eq=False)
-class Kept:
-    """What some queries keep, in units of `unit` queries, consecutive ones from query `first` on unless ordered.
-
-    `mask` bool `[heads or 1, units, keys]`: the keys that some query of a unit keeps, `keys` of them from key 0 on.
-    `alike`: those that all queries of a unit keep, the mask itself unless said; `cells(places, queries, keys)`, with
-    `places` `[strips, heads]` in the mask, `queries` `[strips, high]`, `keys` `[strips, n]`, says what single queries
-    keep beside them: bool `[strips, heads, high, n]`. `positional`: whether the model's own mask comes on top, by
-    position. `order` int64 `[heads or 1, units * unit]`: the queries, in units, `q_len` or more = none. `heads`:
-    the heads, ascending.
-    """
-
-    grid: Grid
-    heads: tuple[int, ...]
-    mask: Tensor
-    unit: int
-    first: int
-    positional: bool
-    alike: Tensor | None = None
-    cells: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    order: Tensor | None = None
-
-    def filled(self, units: int) -> Kept:
-        """Return the same with empty units added until their number is a multiple of `units`."""
-        more = -self.mask.shape[1] % units
-        if not more:
-            return self
-        longer = {name: getattr(self, name) for name in ("mask", "alike")}
-        longer = {
-            name: mask if mask is None else pad(mask, (0, 0, 0, more), value=False)
-            for name, mask in longer.items()
-        }
-        order = (
-            self.order
-            if self.order is None
-            else pad(self.order, (0, more * self.unit), value=self.grid.q_len)
-        )
-        return replace(self, **longer, order=order)
-
-    def queries(self, places: Tensor, strip: Tensor, high: int) -> Tensor:
-        """Return the queries of strips that are `high` queries high: int64 `[strips, high]`."""
-        at = strip[:, None] * high + torch.arange(high)
-        return self.first + at if self.order is None else self.order[places[:, :1], at]
-
-    def bits(self, places: Tensor, strip: Tensor, queries: Tensor, keys: Tensor) -> Tensor | None:
-        """Return `KeyBatch.bits` of strips; None where all of `keys` are kept."""
-        parts, high = queries.shape[1] // self.unit, queries.shape[1]
-        if parts * places.shape[1] == 1 and self.positional and self.cells is None:
-            return None
-        held = torch.zeros(1, dtype=torch.bool)
-        alike = self.mask if self.alike is None and self.cells is None else self.alike
-        if alike is not None:
-            units = strip[:, None] * parts + torch.arange(parts)
-            rows = alike[places[:, :, None], units[:, None]].view(torch.uint8)
-            index = keys.clamp(min=0)[:, None, None].expand(-1, *rows.shape[1:3], -1)
-            held = rows.gather(3, index).view(torch.bool)
-        if self.cells is not None:
-            if alike is not None:
-                held = held.repeat_interleave(high // parts, 2)
-            held = held | self.cells(places, queries, keys)
-        return _packed(held & (keys >= 0)[:, None, None])
 
 
 @dataclass(eq=False)
@@ -137,15 +72,6 @@ def cover(kept: Kept) -> list[KeyBatch]:
 def _power(number: int) -> int:
     """Return the least power of two that is not less; the number itself below `LOWEST`."""
     return number if number < LOWEST else 1 << (number - 1).bit_length()
-
-
-def counted(mask: Tensor) -> Tensor:
-    """Return how many of the last axis are True: int64. Counting bits is 30 times as fast as `mask.sum(-1)`."""
-    return torch.from_numpy(np.bitwise_count(np.packbits(mask.numpy(), axis=-1)).sum(-1, dtype=np.int64))
-
-
-def _packed(mask: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(mask.numpy(), axis=-1))
 
 
 def _levels(mask: Tensor, unit: int, per_tile: int) -> list[_Level]:
@@ -245,7 +171,7 @@ class _Choice:
             queries = kept.queries(places, tile[None], high)
             if kept.cells is None:
                 units = slice(int(tile) * self.per_tile, (int(tile) + 1) * self.per_tile)
-                bits: Tensor | None = _packed(kept.mask[places[0], units, start:stop])[None]
+                bits: Tensor | None = packed(kept.mask[places[0], units, start:stop])[None]
             else:
                 bits = kept.bits(places, tile[None], queries, keys)
             masked = self._masked(queries, keys) if kept.positional else None

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparselens.kernels.call import Allowed, AttentionCall
 
 DROPPED = -1e30  # finite, so that 0 * DROPPED is 0 and not NaN
+NONE = 1 << 30  # no query: padding of a strip
 BATCH_CELLS = 1 << 20  # score cells computed together: 4 MB of float32, which stays in a last-level cache
 
 
@@ -72,7 +73,7 @@ class Batch(Protocol):
     """Strips of equal shape that are computed together: `units` of them, `high` queries against `n` keys.
 
     `heads` `[units, folded]`: the heads of a strip, which share its keys and a kv head. `queries` `[units, high]`
-    and `keys` `[units, n]`: indices in the call, int64. A query of `q_len` or more, and a key of -1, is padding.
+    and `keys` `[units, n]`: indices in the call, int64; the query `NONE` and the key -1 are padding.
     """
 
     @property

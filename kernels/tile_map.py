@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from sparselens.kernels.selection import Band, Everything, Groups, Selection, Stripes, Tiles, Union
-from sparselens.kernels.tile_cover import LOWEST, Kept, counted
-from sparselens.kernels.tile_grid import Grid
+from sparselens.kernels.tile_grid import NONE, Grid
+from sparselens.kernels.tile_kept import LOWEST, Kept, counted
 
 DENSE = 0.25  # groups that keep more of the square than this gain little from being put side by side
 HIGH = 64  # the unit where a selection would allow any
@@ -68,7 +68,7 @@ class Cells:
             kept = kept | (key < band.sink) | (gap < band.window)
         for marks, at in [*((marks, gap) for marks in self.near), *((marks, key) for marks in self.columns)]:
             line = (places * marks.shape[1] if len(marks) > 1 else places * 0).int()[..., None, None]
-            found = line + at.clamp(min=0)
+            found = line + at.clamp(0, marks.shape[1] - 1)
             kept = kept | marks.flatten().index_select(0, found.flatten()).view(found.shape)
         return kept
 
@@ -80,11 +80,11 @@ def by_groups(groups: Groups, heads: tuple[int, ...], grid: Grid) -> Kept | None
     """
     if groups.map.shape[2] * LOWEST > grid.q_len:
         return None
-    told, none = groups.told_apart(0), grid.q_len
-    order = pad_sequence([_ordered(row, none) for row in groups.query_group[0]], True, none)
+    told, query = groups.told_apart(0), groups.query_group[0].long()
+    order = pad_sequence([_ordered(row) for row in query], batch_first=True, padding_value=NONE)
     units = order.view(len(order), -1, LOWEST)
-    name = pad(groups.query_group[0].long(), (0, 1), value=-1).gather(1, units[..., 0]).expand(told, -1)
-    last = units.where(units < none, -1).amax(-1) + (grid.q_start - grid.k_start)
+    name = pad(query, (0, 1), value=-1).gather(1, units[..., 0].clamp(max=grid.q_len)).expand(told, -1)
+    last = units.where(units < NONE, -1).amax(-1) + (grid.q_start - grid.k_start)
     table = pad(groups.map[0], (0, 1), value=False).expand(told, -1, -1)
     keys = groups.key_group[0].long().expand(told, -1)
     rows = torch.stack([of_head[:, index] for of_head, index in zip(table, keys, strict=True)])
@@ -95,11 +95,16 @@ def by_groups(groups: Groups, heads: tuple[int, ...], grid: Grid) -> Kept | None
     return Kept(grid, heads, mask, LOWEST, 0, positional=True, order=order.expand(told, -1))
 
 
-def _ordered(group: Tensor, none: int) -> Tensor:
-    """Return the queries by group, each group filled up with `none` to whole units; those of group -1 left out."""
-    order = group.long().argsort(stable=True)[int((group < 0).sum()) :]
-    parts = order.split(torch.bincount(group[order].long()).tolist())
-    return torch.cat([pad(part, (0, -len(part) % LOWEST), value=none) for part in parts] or [order])
+def _ordered(group: Tensor) -> Tensor:
+    """Return the queries by group, each group filled up with `NONE` to whole units; those of group -1 left out."""
+    order = group.argsort(stable=True)[int((group < 0).sum()) :]
+    name = group[order]
+    counts = torch.bincount(name)
+    filled = (counts + LOWEST - 1) // LOWEST * LOWEST
+    behind = (filled.cumsum(0) - filled) - (counts.cumsum(0) - counts)
+    ordered = torch.full((int(filled.sum()),), NONE)
+    ordered[torch.arange(len(order)) + behind[name]] = order
+    return ordered
 
 
 def _unit(part: Selection, grid: Grid) -> int:

@@ -7,11 +7,22 @@ columns, diagonals or single keys, in strips over gathered keys (`tile_gather`) 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import torch
+
 from sparselens.kernels.call import AttentionCall
-from sparselens.kernels.selection import Band, Everything, Mixture, Selection, Tiles
+from sparselens.kernels.selection import (
+    Band,
+    Bits,
+    Everything,
+    KeyList,
+    Mixture,
+    Selection,
+    Spliced,
+    Tiles,
+)
 from sparselens.kernels.tile_cover import cover
 from sparselens.kernels.tile_gather import KeyBatch
 from sparselens.kernels.tile_grid import Batch, Grid
@@ -53,13 +64,31 @@ def _formula_plan(selection: Everything | Band, grid: Grid) -> Plan:
 
 def make_plan(selection: Selection, grid: Grid, call: AttentionCall) -> Plan:
     """Return the plan of a selection on a call of one sequence."""
+    return Plan(grid, _batches(selection, tuple(range(grid.heads)), grid, call))
+
+
+def _batches(selection: Selection, heads: tuple[int, ...], grid: Grid, call: AttentionCall) -> list[Batch]:
+    """Return the batches of a selection of `heads`."""
     biases, batches = Biases(grid, [], call), list[Batch]()
-    for heads, part in _parts(selection, tuple(range(grid.heads))):
-        if _in_tiles(part, grid, call):
-            batches += tile_batches(part, heads, biases)
+    for owned, part in _parts(selection, heads):
+        if isinstance(part, Spliced) and isinstance(part.after, (Bits, KeyList)):
+            batches += _spliced(part, owned, grid, call)
+        elif _in_tiles(part, grid, call):
+            batches += tile_batches(part, owned, biases)
         else:
-            batches += _gathered(part, heads, grid, call)
-    return Plan(grid, batches)
+            batches += _gathered(part, owned, grid, call)
+    return batches
+
+
+def _spliced(part: Spliced, heads: tuple[int, ...], grid: Grid, call: AttentionCall) -> list[Batch]:
+    """Return the batches of the first queries by their own selection, then those of the others."""
+    batches = list[Batch]()
+    if part.split:
+        shorter = call.sequence(0, torch.arange(part.split), torch.arange(call.k_len))
+        batches += _batches(part.before, heads, replace(grid, q_len=part.split), shorter)
+    for kept in by_rows(part, heads, call, grid, _is_regular(call), part.split):
+        batches += cover(kept)
+    return batches
 
 
 def _gathered(part: Selection, heads: tuple[int, ...], grid: Grid, call: AttentionCall) -> list[KeyBatch]:

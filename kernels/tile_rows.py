@@ -9,16 +9,20 @@ import torch
 from torch import Tensor
 
 from sparselens.kernels.call import AttentionCall
-from sparselens.kernels.selection import Bits, Groups, KeyList, Selection, Union
-from sparselens.kernels.tile_cover import Kept
+from sparselens.kernels.selection import Bits, Groups, KeyList, Selection, Spliced, Union
 from sparselens.kernels.tile_grid import Grid
+from sparselens.kernels.tile_kept import Kept
 
 
 def by_rows(
-    selection: Selection, heads: tuple[int, ...], call: AttentionCall, grid: Grid, plain: bool
+    selection: Selection, heads: tuple[int, ...], call: AttentionCall, grid: Grid, plain: bool, first: int = 0
 ) -> Iterator[Kept]:
-    """Yield what a selection keeps for one tile of queries after the other; `plain`: keys end at the query."""
-    for start, stop in call.row_blocks(grid.block):
+    """Yield what a selection keeps for one tile of queries after the other, from `first` on.
+
+    `plain`: no query sees a key behind it, by index.
+    """
+    for start in range(first, grid.q_len, grid.block):
+        stop = min(start + grid.block, grid.q_len)
         limit = min(grid.k_len, stop + grid.q_start - grid.k_start) if plain else grid.k_len
         mask = _rows(selection, call, start, stop, limit)
         mask = mask & call.allowed.rows(start, stop, slice(0, limit))[0]
@@ -40,6 +44,8 @@ def _rows(selection: Selection, call: AttentionCall, start: int, stop: int, limi
             for part in selection.parts[1:]:
                 kept = kept | _rows(part, call, start, stop, limit)
             return kept
+        case Spliced() if start >= selection.split:
+            return _rows(selection.after, call, start - selection.split, stop - selection.split, limit)
         case Groups():
             return _groups(selection, start, stop, limit)
     return selection.rows(call, start, stop)[0, ..., :limit]

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.statistics import ROW_NAMES, Pools, Want
 from sparselens.kernels.tile_attention import Softmax
-from sparselens.kernels.tile_grid import Grid
+from sparselens.kernels.tile_grid import NONE, Grid
 
 WIDTH = 64  # rows this short are searched directly
 
@@ -146,7 +146,7 @@ class TileStatistics:
         (units, folded), high = heads.shape, soft.batch.queries.shape[1]
         queries = soft.batch.queries + grid.q_start
         pool = queries // self.pools.pool if by_pool.shape[1] > 1 else torch.zeros_like(queries)
-        real = queries < grid.q_start + grid.q_len
+        real = soft.batch.queries < NONE
         low = pool.amin(1, keepdim=True)
         count = int((pool.where(real, low).amax(1, keepdim=True) - low).max()) + 1
         sums = self._row_sums(weights.view(units, folded, high, -1), pool - low, real, count)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.selection import Selection
-from sparselens.kernels.tile_grid import BATCH_CELLS, DROPPED, Grid
+from sparselens.kernels.tile_grid import BATCH_CELLS, DROPPED, NONE, Grid
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class TileBatch:
     def queries(self) -> Tensor:
         """Queries of each strip."""
         rows = torch.tensor([strip.row for strip in self.strips])
-        return rows[:, None] * self.grid.block + torch.arange(self.grid.high)
+        queries = rows[:, None] * self.grid.block + torch.arange(self.grid.high)
+        return queries.where(queries < self.grid.q_len, NONE)
 
     @cached_property
     def keys(self) -> Tensor:
