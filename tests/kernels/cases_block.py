@@ -33,4 +33,32 @@ CASES = [
         real="pbs_attention(threshold=0.7,segment=64,block=32)",
         exceptions=_BLOCK,
     ),
+    Case(
+        "dhsa_topk(density=0.2,block_q=8,block_k=4)",
+        "dhsa_topk(density=1.0,block_q=8,block_k=4)",
+        "dhsa_topk(density=0.5,block_q=8,block_k=4)",
+        real="dhsa_topk(density=0.25,block_q=32,block_k=16)",
+        exceptions=_BLOCK,
+    ),
+    Case(
+        "dhsa_a(density=0.2,block_q=8,block_k=4)",
+        "dhsa_a(density=1.0,block_q=8,block_k=4)",
+        "dhsa_a(density=0.5,block_q=8,block_k=4)",
+        real="dhsa_a(density=0.25,block_q=32,block_k=16)",
+        exceptions=_BLOCK,
+    ),
+    Case(
+        "dhsa_vs(density=0.2,block_q=8,block_k=4)",
+        "dhsa_vs(density=1.0,block_q=8,block_k=4)",
+        "dhsa_vs(density=0.5,block_q=8,block_k=4)",
+        real="dhsa_vs(density=0.25,block_q=32,block_k=16)",
+        exceptions={**_BLOCK, "nested": "the lines that are chosen change the scores"},
+    ),
+    Case(
+        "dhsa_vsb(density=0.2,block_q=8,block_k=4)",
+        "dhsa_vsb(density=1.0,block_q=8,block_k=4)",
+        "dhsa_vsb(density=0.5,block_q=8,block_k=4)",
+        real="dhsa_vsb(density=0.25,block_q=32,block_k=16)",
+        exceptions={**_BLOCK, "nested": "the lines that are chosen change the scores"},
+    ),
 ]
