@@ -61,4 +61,15 @@ CASES = [
         real="dhsa_vsb(density=0.25,block_q=32,block_k=16)",
         exceptions={**_BLOCK, "nested": "the lines that are chosen change the scores"},
     ),
+    Case(
+        "proxy_attention(gamma=0.5,min_budget=0,block=8)",
+        "proxy_attention(gamma=1.0,min_budget=0,block=8)",
+        "proxy_attention(gamma=0.8,min_budget=0,block=8)",
+        real="proxy_attention(gamma=0.8,min_budget=64,block=32)",
+        exceptions=_BLOCK,
+    ),
+    Case(
+        "proxy_attention(gamma=0.5,min_budget=0,block=8,proxies=2)",
+        exceptions={**_BLOCK, "repeated": "proxies are groups of key-value heads"},
+    ),
 ]
