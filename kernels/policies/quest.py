@@ -76,37 +76,39 @@ def page_bounds(blocks: Blocks) -> Tensor:
     query's own; of that one and later ones the bound says nothing.
     """
     call, page = blocks.call, blocks.block_k
-    largest, smallest = (sign * _suffix(blocks, sign * call.key[0]) for sign in (1, -1))
-    starts = torch.arange(blocks.n_k, device=call.device) * page
-    bounds = _bound(blocks, largest[:, starts], smallest[:, starts])
+    above, below = _folded(blocks, call.key[0], -1), _folded(blocks, call.key[0], 1)
+    bounds = _bound(blocks, above.amax(2), below.amin(2))
     window = call.allowed.window
     if window is None:
         return bounds
     first = (call.query_positions[0] - window + 1).clamp(min=0)
-    cut = _bound(blocks, largest[:, first, None], smallest[:, first, None], each=True)
-    return bounds.scatter(-1, (first // page).expand(call.heads, -1)[..., None], cut)
+    number = first // page
+    gone = (torch.arange(page, device=call.device) < first[:, None] % page)[..., None]
+    lowest = torch.finfo(above.dtype).min
+    largest = above[:, number].masked_fill(gone, lowest).amax(2)
+    smallest = below[:, number].masked_fill(gone, -lowest).amin(2)
+    cut = _bound(blocks, largest[:, :, None], smallest[:, :, None])
+    return bounds.scatter(-1, number.expand(call.heads, -1)[..., None], cut)
 
 
-def _bound(blocks: Blocks, largest: Tensor, smallest: Tensor, *, each: bool = False) -> Tensor:
-    """Return bounds `[heads, q_len, n]` from `[kv_heads, n, d]` of each channel; `each`: `[kv_heads, q_len, n, d]`."""
+def _bound(blocks: Blocks, largest: Tensor, smallest: Tensor) -> Tensor:
+    """Return bounds `[heads, q_len, n]` from channel values `[kv_heads, n, d]`, or `[kv_heads, q_len, n, d]`."""
     query = blocks.call.query[0].to(largest.dtype)
     above, below = (repeated(part, blocks.call.group).transpose(-1, -2) for part in (largest, smallest))
-    up, down = query.clamp(min=0), query.clamp(max=0)
-    if each:
-        up, down = up[:, :, None], down[:, :, None]
-    total = up @ above + down @ below
-    return total[:, :, 0] if each else total
+    if above.dim() == 3:
+        return query.clamp(min=0) @ above + query.clamp(max=0) @ below
+    rows = query[:, :, None]
+    return (rows.clamp(min=0) @ above + rows.clamp(max=0) @ below)[:, :, 0]
 
 
-def _suffix(blocks: Blocks, keys: Tensor) -> Tensor:
-    """Return, at each position, the largest key of its page from there on, by channel: `[kv_heads, positions, d]`."""
+def _folded(blocks: Blocks, keys: Tensor, sign: int) -> Tensor:
+    """Return keys by page, `[kv_heads, pages, page, d]`; where there is none, the largest number times `sign`."""
     keys = keys.to(blocks.call.accumulate)
-    page, heads, width = blocks.block_k, keys.shape[0], keys.shape[-1]
-    lowest = torch.finfo(keys.dtype).min
-    whole = keys.new_full((heads, blocks.n_k * page, width), lowest)
+    page = blocks.block_k
+    missing = sign * torch.finfo(keys.dtype).max
+    whole = keys.new_full((keys.shape[0], blocks.n_k * page, keys.shape[-1]), missing)
     whole[:, blocks.call.key_positions[0]] = keys
-    folded = whole.view(heads, blocks.n_k, page, width).flip(2)
-    return folded.cummax(2).values.flip(2).reshape(heads, -1, width)
+    return whole.view(keys.shape[0], blocks.n_k, page, -1)
 
 
 POLICY = Quest

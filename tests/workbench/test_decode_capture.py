@@ -289,3 +289,26 @@ def test_the_option_is_a_number_or_the_answer(prompts: Any) -> None:
     for text in ("0", "-3", "1.5", "answers"):
         with pytest.raises(ValueError, match="1 or more"):
             decode_option(text)
+
+
+@pytest.fixture(scope="module")
+def exact_smollm2() -> Any:
+    """The default model in float64: a decode step and a row of a prefill then differ by rounding of 1e-16."""
+    from sparselens.workbench.models import load
+
+    return load("smollm2-135m", dtype="float64", progress=False)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "quest(token_budget=16,page=4)",
+        "snap_kv(capacity=24,window=16,kernel=5,local=8)",
+        "h2o(heavy=12,recent=12)",
+    ],
+)
+def test_the_default_model_decodes_in_one_pass_as_with_a_cache(exact_smollm2: Any, policy: str) -> None:
+    """Residuals reach 1e3 and pass 30 layers: 1e-16 · 1e3 · 30 is 3e-12, and a norm may divide by a hundredth."""
+    ids = torch.tensor([exact_smollm2.prompts("prose(length=80,n=1)")[0].token_ids])
+    assert_same(exact_smollm2.model, ids, policy, 12, 1e-9)

@@ -69,7 +69,8 @@ class DoubleSparsity(Calibration):
                 session.model(input_ids=ids, use_cache=False, logits_to_keep=1)
             say(f"{number}/{len(prompts)} {prompt.name}")
         ranked = [
-            sums.layers[layer].argsort(-1, descending=True, stable=True) for layer in sorted(sums.layers)
+            sums.layers[layer].sort(dim=-1, descending=True, stable=True).indices
+            for layer in sorted(sums.layers)
         ]
         content = {"channels": [layer.tolist() for layer in ranked]}
         return content, {"prompt_ids": [prompt.id for prompt in prompts], "tokens": sum(map(len, prompts))}
