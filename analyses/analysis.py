@@ -81,9 +81,9 @@ class Analysis:
 
     `parameters` is a frozen dataclass whose fields are the arguments and all have defaults; its `__post_init__`
     refuses values that make no sense. `find` answers; `cost` says beforehand what that takes; `show` turns the
-    stored rows of an analysis run into what is printed. `needs_model` False: it reads the tables of a run, which
-    its parameters call `run` (and `base`, where it compares two). `model_of_run` True: it reads the tables of such a
-    run and runs the model that is recorded there as well.
+    stored rows of an analysis run into what is printed, `figure` into a plotly figure. `needs_model` False: it reads
+    the tables of a run, which its parameters call `run` (and `base`, where it compares two). `model_of_run` True: it
+    reads the tables of such a run and runs the model that is recorded there as well.
     """
 
     name: str
@@ -94,6 +94,7 @@ class Analysis:
     show: Callable[[Trace, str, Mapping[str, Any]], Shown]
     needs_model: bool = True
     model_of_run: bool = False
+    figure: Callable[[Trace, str, Mapping[str, Any]], Any] | None = None
 
     @property
     def reads_run(self) -> bool:
@@ -151,7 +152,7 @@ class Analysis:
     def _identity(self, setting: Setting) -> dict[str, Any]:
         """Return what a run's record says from its start: question, arguments, model, policy's source."""
         found = {"kind": "analysis", "name": self.name, "args": asdict(setting.parameters)}
-        found |= _model_card(setting.session)
+        found |= model_card(setting.session)
         if hasattr(setting.parameters, "policy"):  # its file may change under the same name
             from sparselens.kernels.policy import parse as parse_policy
 
@@ -255,7 +256,7 @@ def _about(table: str, subject: str) -> dict[str, str]:
     return {} if column is None else {column: subject}
 
 
-def _model_card(session: Session | None) -> dict[str, Any]:
+def model_card(session: Session | None) -> dict[str, Any]:
     """Return the fields of a run's record that say which model ran, and where."""
     if session is None:
         return {}

@@ -37,6 +37,16 @@ class Answer:
         """Return what the command says under the table, a sentence each."""
         return self._shown(options).notes
 
+    def figure(self, **options: Any) -> Any:
+        """Return the answer as a plotly figure; options such as `metric` are the analysis' own.
+
+        Raises `ValueError` for an analysis that draws none.
+        """
+        analysis, _ = parse(self.analysis)
+        if analysis.figure is None:
+            raise ValueError(f"{self.analysis} draws no figure; df() has its table")
+        return analysis.figure(Trace.open(self.trace), self.run_id, options)
+
     def heads(self, *metrics: str) -> pd.DataFrame:
         """Return a row a head, by name, and a column a metric of `head_scores` (all of them, unless named).
 

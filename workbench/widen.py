@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from sparselens.workbench.session import Session
 STEPS = 12
 WIDEST = 1e4
 CLOSE = 0.02
+FINE = 0.005
+"""A search ends when the density is within this share of what is wanted."""
 
 
 @dataclass(eq=False)
@@ -93,3 +96,60 @@ def widened(
             f"{policy} cannot be widened to a density of {density:.1%}: nearest is {measured[best]:.1%}"
         )
     return best, measured[best]
+
+
+def nearest(
+    policy: Policy, density_of: Callable[[Policy], float], density: float, *, steps: int = 24
+) -> tuple[Policy, float]:
+    """Return the policy, wider or narrower, whose density is nearest to `density`, and that density.
+
+    `density_of` measures a policy, and may be asked some thirty times. The factor of `Policy.wider` is bracketed by
+    powers of 4 and then narrowed down, so a density that rises with the budget is found within 0.5 %; a policy that
+    jumps over it, or that has no budget, comes back with the nearest that was seen.
+    """
+    measured: dict[Policy, float] = {policy: density_of(policy)}
+    if _can_widen(policy):
+        _search(policy, density_of, density, steps, measured)
+    best = min(measured, key=lambda tried: abs(measured[tried] - density))
+    return best, measured[best]
+
+
+def _search(
+    policy: Policy,
+    density_of: Callable[[Policy], float],
+    density: float,
+    steps: int,
+    measured: dict[Policy, float],
+) -> None:
+    """Fill `measured` with policies ever nearer to the density."""
+
+    def at(factor: float) -> float:
+        tried = policy.wider(factor)
+        if tried not in measured:
+            measured[tried] = density_of(tried)
+        return measured[tried]
+
+    rising = at(1.0) < density
+    low = high = 1.0
+    while (at(high) < density) if rising else (at(low) >= density):
+        low, high = (high, 4 * high) if rising else (low / 4, low)
+        if high > WIDEST or low < 1 / WIDEST:
+            return
+    for _ in range(steps):
+        middle = low * (high / low) ** _share(at(low), at(high), density)
+        found = at(middle)
+        if abs(found - density) <= FINE * density or policy.wider(low) == policy.wider(high):
+            return
+        low, high = (middle, high) if found < density else (low, middle)
+
+
+def _share(low: float, high: float, density: float) -> float:
+    """Return where between two budgets to look next, as if density were a power of the budget; not at the ends."""
+    if not 0 < low < density < high:
+        return 0.5
+    return min(max(math.log(density / low) / math.log(high / low), 0.15), 0.85)
+
+
+def _can_widen(policy: Policy) -> bool:
+    """Tell whether a policy names a budget, or says itself how it is wider."""
+    return bool(policy.budget) or type(policy).wider is not Policy.wider
