@@ -340,7 +340,7 @@ def test_the_command_prints_the_ranked_table(tmp_path: Path, capsys: pytest.Capt
         "--prompts",
         "prose(length=64,n=2)",
         "--density",
-        "0.3",
+        "0.7",
         "--seeds",
         "1",
         "--json",

@@ -35,6 +35,7 @@ def sweep(
 ) -> None:
     """Measure every policy at every density; an interrupted sweep goes on where it stopped."""
     from sparselens.analyses.sweep import ANALYSIS
+    from sparselens.analyses.sweep_metric import METRICS
     from sparselens.workbench.listing import show
     from sparselens.workbench.models import load
 
@@ -49,6 +50,8 @@ def sweep(
         "kernel": kernel,
     }
     ANALYSIS.settle(arguments)
+    if metric not in METRICS:
+        raise ValueError(f"sweep has no metric {metric!r}; it has {', '.join(METRICS)}")
     session = load(model, revision=revision, dtype=dtype, device=device)
     setting = ANALYSIS.setting(session, trace, **arguments)
     before = None if again else ANALYSIS.done(setting)
