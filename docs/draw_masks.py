@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -32,6 +33,8 @@ from sparselens.kernels.policy import Memory, Policy, parse, policies
 from sparselens.kernels.selection import Selection
 from sparselens.kernels.statistics import NOTHING, Want
 from sparselens.kernels.walk import chosen
+from sparselens.workbench.calibration import calibration
+from sparselens.workbench.session import Session
 
 DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / "images" / "masks"
@@ -44,25 +47,52 @@ POOL = 2
 
 CALLS: dict[str, str] = {
     "a_shape": "a_shape(sink=4,window=64)",
+    "anchor_attention": "anchor_attention(theta=4.0,step=4,block=16)",
+    "block_sparse": "block_sparse(k=3)",
     "dense": "dense",
+    "dhsa_a": "dhsa_a(density=0.25,block_q=32,block_k=16)",
+    "dhsa_topk": "dhsa_topk(density=0.25,block_q=32,block_k=16)",
+    "dhsa_vs": "dhsa_vs(density=0.25,block_q=32,block_k=16)",
+    "dhsa_vsb": "dhsa_vsb(density=0.25,block_q=32,block_k=16)",
     "dilated": "dilated(window=64,dilation=2)",
+    "double_sparsity": 'double_sparsity(plan="{plan}",heavy=64)',
+    "duo_attention": 'duo_attention(plan="{plan}",streaming=1.0,sink=4,recent=64)',
+    "flex_prefill": "flex_prefill(gamma=0.9,min_budget=32,block=32)",
+    "h2o": "h2o(heavy=51,recent=51)",
+    "hip": "hip(mask_k=64,window=48,sink=4)",
     "infllm_v2": "infllm_v2(topk=12,block=16,kernel=8,stride=4,window=64)",
     "long_heads": "long_heads(chunks=8,chunk=32)",
     "mas_former": "mas_former(dense=[0,10,20],window=64)",
+    "minference": "minference(ratio=0.03,tile=0)",
     "oracle_mass": "oracle_mass(density=0.1)",
+    "oracle_of": "oracle_of(policy=a_shape(sink=4,window=64))",
     "oracle_topk": "oracle_topk(k=32)",
+    "pbs_attention": "pbs_attention(threshold=0.7,segment=64,block=32)",
     "per_head": "per_head(default=a_shape(sink=4,window=64),full=[L18H3])",
     "power_attention": "power_attention(block=16,local=4,sink=1)",
+    "proxy_attention": "proxy_attention(gamma=0.8,min_budget=64,block=32)",
+    "quest": "quest(token_budget=64)",
     "radial": "radial(block=16,full=1,sink=1)",
     "random": "random(density=0.1)",
+    "random_of": "random_of(policy=a_shape(sink=4,window=64))",
     "routing": "routing(clusters=8,window=128)",
     "s2_attention": "s2_attention(block=16,local=6,stride=6)",
+    "sale": "sale(tau=0.05,local=64,segment=32)",
     "sf_attention": "sf_attention(group=128,sink=4)",
     "sliding_window": "sliding_window(window=64)",
-    "sparse_transformer": "sparse_transformer(stride=24)",
+    "snap_kv": "snap_kv(capacity=64,window=32,kernel=7,local=16)",
+    "sparge_attention": "sparge_attention(similarity=0.1,cdf=0.9)",
     "sparse_d": "sparse_d(ratio=0.3,block=32)",
+    "sparse_transformer": "sparse_transformer(stride=24)",
+    "tri_shape": "tri_shape(sink=4,window=128,last=64)",
     "vertical_slash": "vertical_slash(vertical=48,slash=64,tile=0)",
+    "x_attention": "x_attention(threshold=0.8,block=64)",
 }
+PLANS = {
+    "double_sparsity": 'double_sparsity(prompts="prose(length=512,n=1)")',
+    "duo_attention": "duo_attention(steps=1)",
+}
+"""How the plan of a policy that needs one is made: quickly, for a picture alone."""
 WALKED = ("sparse_d",)
 """Policies of both phases that are drawn while they decode, since that is where they differ."""
 
@@ -96,9 +126,8 @@ class _Calls:
         )
 
 
-def read() -> list[AttentionCall]:
+def read(session: Session) -> list[AttentionCall]:
     """Return the attention calls of the model's layers on the text, dense."""
-    session = sl.load(MODEL)
     prompt = session.prompts(f"prose(length={TOKENS},n=1)")[0]
     calls = _Calls()
     with session.under("dense", observers=[calls]), torch.no_grad():
@@ -132,16 +161,20 @@ def picture(kept: NDArray[np.bool_], weights: NDArray[np.float64]) -> bytes:
     return out.getvalue()
 
 
-def drawn(name: str, calls: Sequence[AttentionCall], weights: Tensor) -> dict[str, Any]:
+def drawn(name: str, session: Session, calls: Sequence[AttentionCall], weights: Tensor) -> dict[str, Any]:
     """Write the picture of one policy; returns its record: call, decoded tokens, density, dense mass kept."""
-    policy = parse(CALLS[name])
-    decode = DECODED if policy.phase == "decode" or name in WALKED else None
-    kept = mask_of(policy, calls, decode)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(folder) / f"{name}.json"
+        if name in PLANS:
+            calibration(PLANS[name]).plan(session).write(plan)
+        policy = parse(CALLS[name].replace("{plan}", str(plan)))
+        decode = DECODED if policy.phase == "decode" or name in WALKED else None
+        kept = mask_of(policy, calls, decode)
     (IMAGES / f"{name}.png").write_bytes(picture(kept.numpy(), weights.numpy()))
     rows = slice(len(kept) - DECODED if decode else 0, None)
     allowed = torch.ones_like(kept).tril()
     return {
-        "call": str(policy),
+        "call": str(policy(plan=plan.name) if name in PLANS else policy),
         "decoded": decode or 0,
         "density": round(float(kept[rows].sum() / allowed[rows].sum()), 3),
         "kept_mass": round(float((weights * kept)[rows].sum() / weights[rows].sum()), 3),
@@ -183,13 +216,14 @@ def main(names: Sequence[str]) -> int:
     failed = sorted(there - set(CALLS)) if not names else []
     for name in failed:
         sys.stderr.write(f"{name}: has no call in docs/draw_masks.py\n")
-    calls = read()
+    session = sl.load(MODEL)
+    calls = read(session)
     layer, head = HEAD
     call = calls[layer]
     weights = torch.softmax(call.scores(0, call.q_len)[0, head].double(), -1)
     for name in names or sorted(there & set(CALLS)):
         try:
-            records[name] = drawn(name, calls, weights)
+            records[name] = drawn(name, session, calls, weights)
         except ValueError as error:  # one policy that cannot be drawn does not hide the others
             sys.stderr.write(f"{name}: {error}\n")
             failed.append(name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import subprocess
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,9 @@ from sparselens.workbench.probe import probes
 from sparselens.workbench.prompt_set import is_call, parse, prompt_sets
 from sparselens.workbench.session import Session
 
+from .kernels import test_laws
+from .kernels.policy_case import Case
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
@@ -41,6 +46,16 @@ THINGS = {
     "needle family": sorted(FAMILIES),
     "analysis": sorted(analyses()),
 }
+OBEYED = {
+    "test_a_padded_sequence_is_treated_as_if_alone": "padded",
+    "test_a_budget_for_everything_is_dense": "generous",
+    "test_a_larger_budget_keeps_a_superset": "nested",
+    "test_decoding_keeps_what_the_last_row_of_the_prefill_keeps": "decode",
+    "test_keys_after_a_query_do_not_matter": "future",
+    "test_grouped_queries_choose_as_with_repeated_keys": "repeated",
+}
+"""The tests of the laws that a case may name as exceptions."""
+COMMANDS = get_command(cli.application())
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in THINGS.items() for name in names])
@@ -68,17 +83,27 @@ def commands_shown() -> list[tuple[str, str]]:
     ]
 
 
+def command_of(line: str) -> Any:
+    """The command that a shown line calls, of a group the one named after it; None for bare options."""
+    words = line.split("sparselens ", 1)[1].split()
+    if words[0].startswith("-"):
+        return None
+    command: Any = COMMANDS
+    for word in words:
+        if not hasattr(command, "commands"):
+            break
+        assert word in command.commands, f"{line}: there is no {word}"
+        command = command.commands[word]
+    return command
+
+
 def test_shown_commands_and_their_options_exist() -> None:
-    known = get_command(cli.application()).commands
     for page, line in commands_shown():
-        name = line.split("sparselens ", 1)[1].split()[0]
-        if name.startswith("-"):
+        command = command_of(line)
+        if command is None:
             continue
-        assert name in known, f"{page}: {line}"
         options = {
-            option
-            for parameter in known[name].params
-            for option in (*parameter.opts, *parameter.secondary_opts)
+            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
         }
         for option in re.findall(r"(?<=\s)--[a-z-]+", line):
             assert option in options | {"--help"}, f"{page}: {line} has no {option}"
@@ -144,7 +169,7 @@ def test_shown_shell_blocks_can_be_read() -> None:
 
 def test_shown_policies_and_prompts_of_commands_exist() -> None:
     for _, line in commands_shown():
-        for call in re.findall(r"--(?:policy|base) [\"']([^\"']+)[\"']", line):
+        for _, call in re.findall(r"--(?:policy|base) ([\"'])(.+?)\1", line):
             if ".py:" not in call:
                 assert str(parse_policy(call))
         for call in re.findall(r"--prompts [\"']([^\"']+)[\"']", line):
@@ -187,31 +212,139 @@ def small_call(layer: int = 0) -> AttentionCall:
     return AttentionCall(query, key, value, positions, positions, Allowed(index, index), 1.0, layer=layer)
 
 
-def test_the_policies_that_the_page_teaches_work(tmp_path: Path) -> None:
-    function, kind = (block for name, block in blocks("python") if name == "policies.md")
-    file = tmp_path / "strided.py"
-    file.write_text(function)
+def taught() -> list[str]:
+    """The Python of the page of policies: a function, a class, and the class's case."""
+    return [block for name, block in blocks("python") if name == "policies.md"]
+
+
+def test_the_policy_function_that_the_page_teaches_works(tmp_path: Path) -> None:
+    (file := tmp_path / "strided.py").write_text(taught()[0])
     made = parse_policy(f"{file}:strided(window=4,stride=5,sink=1)")
     kept = made.select(small_call(), Memory()).kept(small_call(), 0, 40)[0, 0]
     query, key = torch.arange(40)[:, None], torch.arange(40)[None]
     assert torch.equal(kept, (key <= query) & ((key < 1) | (query - key < 4) | (key % 5 == 0)))
-    (other := tmp_path / "narrowing.py").write_text(kind)
-    narrow = parse_policy(f"{other}:Narrowing(window=16,every=1)")
-    assert str(narrow) == f"{other}:Narrowing(window=16,every=1)"
-    wide, slim = (
-        narrow.select(small_call(layer), Memory()).counts(small_call(layer)).sum() for layer in (0, 3)
+
+
+def test_the_policy_class_that_the_page_teaches_obeys_the_laws_of_its_case(tmp_path: Path) -> None:
+    _, policy, case = taught()
+    (file := tmp_path / "mean_blocks.py").write_text(policy)
+    made = eval(compile(case, "case", "eval"), {"Case": Case})  # noqa: S307
+    assert parse_policy(f"{file}:MeanBlocks").name.endswith(":MeanBlocks")
+    here = replace(
+        made,
+        **{
+            name: getattr(made, name).replace("mean_blocks(", f"{file}:MeanBlocks(")
+            for name in ("text", "generous", "wider")
+        },
     )
-    assert wide > slim
+    laws = [
+        law
+        for name, law in vars(test_laws).items()
+        if name.startswith("test_") and "case" in law.__annotations__
+    ]
+    assert len(laws) >= 14
+    kept = 0
+    for law in laws:
+        if OBEYED.get(law.__name__) in made.exceptions:
+            continue
+        with contextlib.suppress(pytest.skip.Exception):
+            law(here)
+            kept += 1
+    assert kept >= 10
+
+
+POLICY_PAGES = sorted((ROOT / "docs").glob("policies*.md"))
+
+
+def section(name: str) -> str:
+    """What the one heading of a policy stands over."""
+    found = [
+        text
+        for page in POLICY_PAGES
+        for text in re.findall(rf"^### `{name}`\n(.*?)(?=^##|\Z)", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+    assert len(found) == 1, f"{name} has {len(found)} headings in {[page.name for page in POLICY_PAGES]}"
+    return found[0]
 
 
 @pytest.mark.parametrize("name", sorted(policies()))
-def test_every_field_of_a_policy_is_on_its_page(name: str) -> None:
-    text = page("policies.md")
-    own = re.search(rf"### `{name}`\n(.*?)(?=\n##)", text, re.DOTALL) or re.search(rf"\| `{name}` \|.*", text)
-    assert own is not None
+def test_every_policy_has_a_heading_with_its_fields_and_a_picture(name: str) -> None:
+    text = section(name)
     for field in fields(policies()[name]):
         if field.name not in SHARED:
-            assert re.search(rf"`{field.name}\b", own[0]), f"{name}: {field.name}"
+            assert re.search(rf"`{field.name}\b", text), f"{name}: {field.name}"
+    assert f"](images/masks/{name}.png)" in text, f"the section of {name} shows no picture"
+    data = (ROOT / "docs" / "images" / "masks" / f"{name}.png").read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(data) <= 15_000
+
+
+def test_the_page_of_masks_shows_the_policies_there_are() -> None:
+    records = json.loads((ROOT / "docs" / "images" / "masks" / "masks.json").read_text())
+    assert set(records) == set(policies()), "make masks"
+    text = page("masks.md")
+    for name, record in records.items():
+        assert str(parse_policy(record["call"])) == record["call"]
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        assert f"`{record['call']}`" in row
+        assert f"| {record['density']:.3f} | {record['kept_mass']:.3f} |" in row
+        assert (record["density"] < 1) == (name != "dense"), f"{name} keeps everything in its picture"
+
+
+def rows_of(page_name: str, first: str) -> list[list[str]]:
+    """The cells of the table whose first column has that heading."""
+    lines = iter(page(page_name).splitlines())
+    next(line for line in lines if line.startswith(f"| {first} |"))
+    next(lines)
+    table = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip() for cell in line.strip("|").split("|")])
+    return table
+
+
+def said(value: object) -> str:
+    """Yes or no; a property is decided by a policy inside."""
+    return ("yes" if value else "no") if isinstance(value, bool) else "as the policy within"
+
+
+def test_the_table_of_policies_says_what_the_registry_says() -> None:
+    table = {row[0].strip("`"): row for row in rows_of("policies.md", "policy")}
+    assert list(table) == sorted(policies())
+    for name, kind in policies().items():
+        _, where, phase, _, budget, _, _, ahead, off_label, evidence = table[name]
+        target = re.fullmatch(r"\[[a-z]+\]\(([a-z_.]*)#(\w+)\)", where)
+        assert target is not None, where
+        assert f"### `{name}`" in page(target[1] or "policies.md")
+        assert target[2] == slug(f"`{name}`")
+        assert phase == next(field.default for field in fields(kind) if field.name == "phase")
+        assert all(f"`{field}`" in budget for field in kind.budget), name
+        assert ahead == said(kind.lookahead), name
+        assert off_label == said(kind.off_label), name
+        assert evidence == kind.evidence, name
+
+
+def test_the_table_of_exceptions_is_that_of_the_cases() -> None:
+    expected = {
+        (parse_policy(case.text).name, law, reason)
+        for case in test_laws.CASES
+        for law, reason in case.exceptions.items()
+    }
+    found = {
+        (name.strip("`"), law.strip(" `"), reason)
+        for name, laws, reason in rows_of("policies.md", "breaks")
+        for law in laws.split(",")
+    }
+    assert found == expected
+
+
+def test_heads_that_share_are_said_to_share() -> None:
+    """A policy of which any case tells the heads of a group apart does not say that they share."""
+    table = {row[0].strip("`"): row[6] for row in rows_of("policies.md", "policy")}
+    for case in test_laws.CASES:
+        if not case.by_group:
+            assert table[parse_policy(case.text).name].split()[0] not in ("all", "group"), case.text
 
 
 def test_every_url_parameter_and_key_is_on_the_page_of_pages() -> None:
