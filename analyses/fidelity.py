@@ -20,6 +20,7 @@ from sparselens.analyses.fidelity_retained import DEFINITIONS, needle_blocks
 from sparselens.analyses.fidelity_role import role_blocks
 from sparselens.analyses.fidelity_show import counted, show
 from sparselens.analyses.fidelity_table import TOKENS, head_scores, score_blocks, token_scores
+from sparselens.analyses.runs import carried
 from sparselens.kernels.kernel import kernel as kernel_named
 from sparselens.storage.reader import connect
 from sparselens.workbench.progress import Progress
@@ -100,28 +101,6 @@ def _answers(plan: Plan, units: list[tuple[Needle, dict[str, Any]]]) -> dict[str
     return found
 
 
-_SAME = (
-    "model",
-    "model_revision",
-    "weight_hash",
-    "quantisation",
-    "tokenizer_hash",
-    "template_hash",
-    "dtype",
-    "policy",
-    "policy_json",
-    "policy_hash",
-    "policy_source",
-    "phase",
-    "off_label",
-    "lookahead",
-    "kernel",
-    "seed",
-    "prompt_set",
-)
-"""What the analysis run says about itself as the captured one does."""
-
-
 def _record(plan: Plan, setting: Setting, counts: dict[str, int], commands: list[str]) -> dict[str, Any]:
     """Return the record of the analysis run: what was compared on how many prompts, and what is missing."""
     chosen: Fidelity = setting.parameters
@@ -138,7 +117,7 @@ def _record(plan: Plan, setting: Setting, counts: dict[str, int], commands: list
         | {"prompts": len(plan.needles), "free": "generated" if plan.free else "as captured"},
         "roles_missing": commands,
     }
-    record = {name: getattr(plan.pair.run.record, name) for name in _SAME}
+    record = carried(plan.pair.run.record)
     return record | {"parents": [plan.pair.run.run_id, plan.pair.base.run_id], "extra": extra}
 
 

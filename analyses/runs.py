@@ -6,6 +6,27 @@ from typing import Any
 
 from sparselens.storage.reader import Connection
 
+CARRIED = (
+    "model",
+    "model_revision",
+    "weight_hash",
+    "quantisation",
+    "tokenizer_hash",
+    "template_hash",
+    "dtype",
+    "policy",
+    "policy_json",
+    "policy_hash",
+    "policy_source",
+    "phase",
+    "off_label",
+    "lookahead",
+    "kernel",
+    "seed",
+    "prompt_set",
+)
+"""What an analysis of a run says about itself as the run does."""
+
 _RUNS = "SELECT * FROM runs ORDER BY created_at DESC"
 
 
@@ -31,3 +52,8 @@ def find_run(connection: Connection, name: str) -> dict[str, Any]:
         )
     row: dict[str, Any] = found[0]
     return row
+
+
+def carried(record: Any) -> dict[str, Any]:
+    """Return the fields of a run's record that an analysis of it carries on."""
+    return {name: getattr(record, name) for name in CARRIED}

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparselens.analyses.analysis import Analysis, Findings, Setting, Shown
 from sparselens.analyses.comparison import queries
-from sparselens.analyses.runs import find_run
+from sparselens.analyses.runs import carried, find_run
 from sparselens.analyses.sink_change import Pair, changes
 from sparselens.analyses.sink_measure import DEFINITIONS, Measure, Prompts, grid, score_tables
 from sparselens.analyses.sink_profile import base_notes, layer_rows, pair_notes, policy_rows
@@ -44,24 +44,6 @@ class Sinks:
             raise ValueError(f"sinks: window is 1 or more rows, not {self.window}")
 
 
-_SAME = (
-    "model",
-    "model_revision",
-    "weight_hash",
-    "quantisation",
-    "tokenizer_hash",
-    "template_hash",
-    "dtype",
-    "policy",
-    "policy_json",
-    "policy_hash",
-    "phase",
-    "kernel",
-    "prompt_set",
-)
-"""What the analysis run says about itself as the captured one does."""
-
-
 def find(setting: Setting) -> Findings:
     """Reduce the tables of the run and its base; `ValueError` says what to capture where they are not enough."""
     chosen: Sinks = setting.parameters
@@ -88,7 +70,7 @@ def find(setting: Setting) -> Findings:
     if base is not None:
         params |= {"base": base.run_id, "base_policy": base.policy}
     tables = score_tables(measures, prompts, json.dumps(params, sort_keys=True))
-    record = {name: getattr(run, name) for name in _SAME}
+    record = carried(run)
     parents = [run.run_id, *([] if base is None else [base.run_id])]
     return Findings(tables, record | {"parents": parents, "extra": {"definitions": DEFINITIONS}})
 
