@@ -1,19 +1,19 @@
-"""What formulas keep, as the maps that `tile_cover` covers with strips: a row per 16 queries or more.
+"""What formulas and lists keep, as the maps that `tile_cover` covers with strips: a row per 16 queries or more.
 
-`Stripes`, `Tiles`, `Band`, `Everything`, `Groups` and unions of them give the map of the whole call at once and leave
-causality to positions: nothing of `q_len * k_len` is made. `by_rows` (`tile_rows`) is for all others.
+`Stripes`, `Tiles`, `Band`, `Everything`, `KeyList`, `Groups` and unions of them (not of groups) give the map of the
+whole call at once and leave causality to positions: nothing of `q_len * k_len` is made. `by_rows` (`tile_rows`) is
+for all others.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from sparselens.kernels.selection import Band, Everything, Groups, Selection, Stripes, Tiles, Union
+from sparselens.kernels.selection import Band, Everything, Groups, KeyList, Selection, Stripes, Tiles, Union
+from sparselens.kernels.tile_cells import Cells, marks
 from sparselens.kernels.tile_grid import NONE, Grid
 from sparselens.kernels.tile_kept import LOWEST, Kept, counted
 
@@ -45,32 +45,6 @@ def by_units(selection: Selection, heads: tuple[int, ...], grid: Grid) -> Kept |
         return Kept(grid, heads, touched, unit, 0, positional=True)
     whole = _any(alike).expand_as(touched) if alike else None
     return Kept(grid, heads, touched, unit, 0, True, whole, Cells(single, grid))
-
-
-class Cells:
-    """What single queries keep under formulas that differ from one query to the next; see `Kept.cells`."""
-
-    def __init__(self, parts: Sequence[Selection], grid: Grid) -> None:
-        self.grid = grid
-        self.bands = [part for part in parts if isinstance(part, Band)]
-        size = max(grid.q_start + grid.q_len, grid.k_start + grid.k_len) + grid.block
-        stripes = [part for part in parts if isinstance(part, Stripes)]
-        self.near = [_marks(part.distances[0], size) for part in stripes]
-        self.columns = [_marks(part.columns[0], size) for part in stripes]
-
-    def __call__(self, places: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        """Return what is kept: bool `[strips, heads, high, n]`; a key of -1 may be."""
-        query = (queries + self.grid.q_start).int()[:, None, :, None]
-        key = (keys.clamp(min=0) + self.grid.k_start).int()[:, None, None, :]
-        gap = query - key
-        kept = torch.zeros(*places.shape, 1, 1, dtype=torch.bool)
-        for band in self.bands:
-            kept = kept | (key < band.sink) | (gap < band.window)
-        for marks, at in [*((marks, gap) for marks in self.near), *((marks, key) for marks in self.columns)]:
-            line = (places * marks.shape[1] if len(marks) > 1 else places * 0).int()[..., None, None]
-            found = line + at.clamp(0, marks.shape[1] - 1)
-            kept = kept | marks.flatten().index_select(0, found.flatten()).view(found.shape)
-        return kept
 
 
 def by_groups(groups: Groups, heads: tuple[int, ...], grid: Grid) -> Kept | None:
@@ -112,6 +86,8 @@ def _unit(part: Selection, grid: Grid) -> int:
     match part:
         case Everything() | Band():
             size = HIGH
+        case KeyList():
+            size = LOWEST
         case Stripes():
             size = LOWEST if _is_exact(part) else part.tile or HIGH
         case Tiles():
@@ -123,7 +99,7 @@ def _unit(part: Selection, grid: Grid) -> int:
 
 def _is_alike(part: Selection) -> bool:
     """Tell whether all queries of a unit keep the same, but for the model's own mask."""
-    return not isinstance(part, Band) and not (isinstance(part, Stripes) and _is_exact(part))
+    return not isinstance(part, (Band, KeyList)) and not (isinstance(part, Stripes) and _is_exact(part))
 
 
 def _is_exact(stripes: Stripes) -> bool:
@@ -147,6 +123,8 @@ def _touched(part: Selection, query: Tensor, key: Tensor, unit: int) -> Tensor:
             return _stripes(part, query, key, unit)
         case Tiles():
             return _tiles(part, query, key)
+        case KeyList():
+            return _listed(part, len(query), len(key), unit)
     return torch.ones(1, len(query), len(key), dtype=torch.bool)
 
 
@@ -156,14 +134,14 @@ def _stripes(stripes: Stripes, query: Tensor, key: Tensor, unit: int) -> Tensor:
     size = int(max(origin[-1], key[-1])) + reach
     near = _near(stripes.distances[0], reach, size).flip(1)
     diagonal = near.unfold(1, len(key), 1)[:, first - origin + size]
-    columns = _marks(stripes.columns[0], size)[:, first : first + len(key)]
+    columns = marks(stripes.columns[0], size)[:, first : first + len(key)]
     return diagonal | columns[:, None]
 
 
 def _near(distances: Tensor, reach: int, size: int) -> Tensor:
     """Return whether a distance lies in `gap … gap + reach - 1`, for gaps from -size to size: `[heads, 2 size + 1]`."""
-    marks = pad(_marks(distances, size), (size, size + 1)).int()
-    before = pad(marks.cumsum(1), (1, 0))
+    near = pad(marks(distances, size), (size, size + 1)).int()
+    before = pad(near.cumsum(1), (1, 0))
     return before[:, reach : reach + 2 * size + 1] > before[:, : 2 * size + 1]
 
 
@@ -174,7 +152,11 @@ def _tiles(tiles: Tiles, query: Tensor, key: Tensor) -> Tensor:
     return picked[:, :, column.clamp(max=tiles.map.shape[3] - 1)] & inside
 
 
-def _marks(index: Tensor, size: int) -> Tensor:
-    """Return bool `[heads, size]`, True at the given places; -1 and anything beyond are left out."""
-    marks = torch.zeros(len(index), size + 1, dtype=torch.bool)
-    return marks.scatter_(1, index.where((index >= 0) & (index < size), size), True)[:, :-1]
+def _listed(keys: KeyList, units: int, k_len: int, unit: int) -> Tensor:
+    """Return the keys that some query of each unit lists; `units` of `unit` queries."""
+    index = pad(keys.index[0].long(), (0, 0, 0, units * unit - keys.index.shape[2]), value=-1)
+    index = index.view(len(index), units, -1)
+    touched = torch.zeros(len(index), units, k_len + 1, dtype=torch.bool)
+    return touched.scatter_(2, index.where((index >= 0) & (index < k_len), k_len), True)[
+        ..., :-1
+    ].contiguous()
