@@ -87,7 +87,7 @@ class InfLlmV2(Policy):
             at = call.query_positions[0, start:stop, None]
             seen = begins + self.kernel - 1 <= at
             if call.allowed.window is not None:
-                seen &= at - (begins + self.kernel - 1) < call.allowed.window
+                seen &= at - begins < call.allowed.window  # whole in the window: a cache holds no more
             queries = call.query[0, :, start:stop].to(call.accumulate)
             found = logits(call, queries, means).masked_fill(~seen, float("-inf"))
             weights = torch.softmax(found, -1).nan_to_num(0.0)

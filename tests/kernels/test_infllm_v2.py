@@ -13,7 +13,7 @@ from sparselens.kernels.parts.block import Blocks
 from sparselens.kernels.policies.infllm_v2 import InfLlmV2
 
 from .conftest import make_call
-from .policy_case import mask_of
+from .policy_case import chosen, kept, mask_of
 
 POLICY = InfLlmV2(topk=4, block=8, kernel=4, stride=2, init=1, window=8)
 
@@ -114,3 +114,13 @@ def test_fields_that_cannot_be_raise() -> None:
 def test_wider_counts_what_is_forced() -> None:
     assert POLICY.wider(2.0) == InfLlmV2(topk=8, block=8, kernel=4, stride=2, init=1, window=16)
     assert POLICY.wider(0.1).topk == 2  # the first block and the own one
+
+
+def test_keys_that_a_native_window_dropped_from_the_cache_change_nothing() -> None:
+    call = make_call(80, window=20)
+    whole = mask_of(str(POLICY), call)[:, :, -1]
+    last = call.sequence(0, torch.tensor([79]), torch.arange(80))
+    short = call.sequence(0, torch.tensor([79]), torch.arange(60, 80))
+    scores = [POLICY.scores(Blocks.of(one, 1, 8))[:, 0] for one in (last, short)]
+    assert torch.equal(scores[0][:, 8:], scores[1][:, 8:])  # blocks that the cache still holds whole
+    assert torch.equal(kept(chosen(str(POLICY), short), short)[0, :, 0], whole[0, :, 60:])

@@ -113,3 +113,14 @@ def test_fields_that_cannot_be_raise() -> None:
     for wrong, said in (({"chunks": 2}, "3 or more"), ({"chunk": 0}, "chunk is 1")):
         with pytest.raises(ValueError, match=said):
             LongHeads(**wrong)
+
+
+def test_chunks_that_a_native_window_dropped_from_the_cache_are_not_read() -> None:
+    call, memory = make_call(80, window=20), Memory()
+    whole = mask_of(str(POLICY), call)
+    prompt = call.sequence(0, torch.arange(60), torch.arange(60))
+    POLICY.selection_for(prompt, memory)
+    for q in range(60, 80):
+        one = call.sequence(0, torch.tensor([q]), torch.arange(q - 19, q + 1))
+        found = kept(POLICY.selection_for(one, memory), one)
+        assert torch.equal(found[:, :, 0], whole[:, :, q, q - 19 : q + 1]), q
