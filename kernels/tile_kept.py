@@ -65,7 +65,7 @@ class Kept:
         parts, high = queries.shape[1] // self.unit, queries.shape[1]
         if parts * places.shape[1] == 1 and self.positional and self.cells is None:
             return None
-        held = torch.zeros(1, dtype=torch.bool)
+        held: Tensor | None = None
         alike = self.mask if self.alike is None and self.cells is None else self.alike
         if alike is not None:
             units = strip[:, None] * parts + torch.arange(parts)
@@ -73,10 +73,13 @@ class Kept:
             index = keys.clamp(min=0)[:, None, None].expand(-1, *rows.shape[1:3], -1)
             held = rows.gather(3, index).view(torch.bool)
         if self.cells is not None:
-            if alike is not None:
-                held = held.repeat_interleave(high // parts, 2)
-            held = held | self.cells(places, queries, keys)
-        return packed(held & (keys >= 0)[:, None, None])
+            single = self.cells(places, queries, keys)
+            held = single if held is None else held.repeat_interleave(high // parts, 2) | single
+        if held is None:
+            raise ValueError("neither a unit nor its queries keep a key")
+        if bool((keys < 0).any()):
+            held = held & (keys >= 0)[:, None, None]
+        return packed(held)
 
 
 def counted(mask: Tensor) -> Tensor:
