@@ -122,5 +122,6 @@ def test_keys_that_a_native_window_dropped_from_the_cache_change_nothing() -> No
     last = call.sequence(0, torch.tensor([79]), torch.arange(80))
     short = call.sequence(0, torch.tensor([79]), torch.arange(60, 80))
     scores = [POLICY.scores(Blocks.of(one, 1, 8))[:, 0] for one in (last, short)]
-    assert torch.equal(scores[0][:, 8:], scores[1][:, 8:])  # blocks that the cache still holds whole
+    a, b = (score[:, 8:] for score in scores)  # the blocks that the cache holds whole
+    assert torch.allclose(a, b, atol=1e-6)
     assert torch.equal(kept(chosen(str(POLICY), short), short)[0, :, 0], whole[0, :, 60:])
