@@ -3,6 +3,9 @@
 from .policy_case import Case
 
 _BLOCK = {"decode": "a block of queries decides together", "future": "a block of queries decides together"}
+_STAGED = (
+    "hip(variant=v1.2,mask_k={},window=9,sink=2,block_q=8,chunks=[8,4,2],keeps=[16,12],averaged=[2,2,1])"
+)
 
 CASES = [
     Case(
@@ -18,6 +21,14 @@ CASES = [
         "hip(mask_k=32,window=12,sink=2,block_q=8,block_k=2)",
         real="hip(mask_k=64,window=48,sink=4)",
         exceptions={**_BLOCK, "nested": "another budget descends another tree"},
+    ),
+    Case(
+        _STAGED.format(8),
+        _STAGED.format(80).replace("[16,12]", "[80,80]"),
+        _STAGED.format(12),
+        by_group=True,
+        real="hip(variant=v1.2,mask_k=64,window=64,sink=4,chunks=[32,16,8],keeps=[256,128])",
+        exceptions=_BLOCK,
     ),
     Case(
         "sale(tau=2.0,local=8,segment=8,block_q=8,block_k=8)",
