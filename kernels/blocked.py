@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparselens.kernels.call import AttentionCall
-from sparselens.kernels.kernel import Attended, Kernel
+from sparselens.kernels.kernel import Attended, Kernel, refuse_bias
 from sparselens.kernels.selection import Everything, Selection
 from sparselens.kernels.statistics import NOTHING, Pools, Want, empty_statistics
 from sparselens.kernels.tile_attention import Tensors, attend_batch
@@ -35,6 +35,7 @@ class Blocked:
         Raises `ValueError` for tensors that are not on the CPU, or float64 (the reference keeps its
         precision).
         """
+        refuse_bias(selection, self.name)
         if call.query.device.type != "cpu":
             raise ValueError(
                 f"kernel 'blocked' runs on the CPU, not on {call.query.device}; name another kernel"

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sparselens.kernels.rope import Rope
+
 _ROW_BUDGET = 1 << 22  # score elements held at once when a mask or a score block is walked row by row
 
 
@@ -111,8 +113,8 @@ class AttentionCall:
     `query_positions` `[batch or 1, q_len]`, `key_positions` `[batch or 1, k_len]`: int64, absolute in each
     sequence, padding excluded (-1 on padding). `softcap` bounds scores as `softcap * tanh(score / softcap)`;
     `sinks` `[heads]` are logits of a column without a value (GPT-OSS). `query_raw`, `key_raw` give the
-    tensors
-    before RoPE when asked. Raises `ValueError` on shapes that do not fit together.
+    tensors before RoPE when asked, `rope` turns them; None where the model has none, or the batch is padded.
+    Raises `ValueError` on shapes that do not fit together.
     """
 
     query: Tensor
@@ -129,6 +131,7 @@ class AttentionCall:
     step: int = 0
     query_raw: Callable[[], Tensor] | None = None
     key_raw: Callable[[], Tensor] | None = None
+    rope: Rope | None = None
 
     def __post_init__(self) -> None:
         batch, heads, _, head_dim = self.query.shape
@@ -190,6 +193,20 @@ class AttentionCall:
     def row_step(self) -> int:
         """How many queries to take at once so that their scores stay within a fixed budget."""
         return max(1, min(self.q_len, _ROW_BUDGET // max(1, self.batch * self.heads * self.k_len)))
+
+    def with_tensors(self, query: Tensor, key: Tensor, value: Tensor) -> AttentionCall:
+        """Return the call with other tensors of the same shapes; what they are before RoPE follows from them."""
+        call = replace(self, query=query, key=key, value=value, query_raw=None, key_raw=None)
+        return call if self.rope is None else call.with_rope(self.rope)
+
+    def with_rope(self, rope: Rope) -> AttentionCall:
+        """Return the call of texts without padding whose tensors `rope` has turned."""
+        return replace(
+            self,
+            rope=rope,
+            query_raw=lambda: rope.undo(self.query, self.query_positions[0]),
+            key_raw=lambda: rope.undo(self.key, self.key_positions[0]),
+        )
 
     def scores(self, start: int, stop: int) -> Tensor:
         """Return scores `[batch, heads, stop - start, k_len]` of some queries, `-inf` where not allowed."""

@@ -68,7 +68,9 @@ def _backward(
     for start, stop in call.row_blocks():
         shape = (call.batch, call.kv_heads, -1, call.k_len)
         scores = call.scores(start, stop).masked_fill_(~selection.rows(call, start, stop), -torch.inf)
-        weights = torch.exp(scores - lse[:, :, start:stop, None].to(kind).nan_to_num(neginf=0.0))
+        bias = selection.bias_rows(call, start, stop)
+        whole = scores if bias is None else scores + bias
+        weights = torch.exp(whole - lse[:, :, start:stop, None].to(kind).nan_to_num(neginf=0.0))
         d_output = gradient[:, :, start:stop].to(kind)
         inner = (d_output * output[:, :, start:stop].to(kind)).sum(-1)
         folded = d_output.reshape(call.batch, call.kv_heads, -1, d_output.shape[-1])

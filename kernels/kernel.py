@@ -36,6 +36,14 @@ class Attended:
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
+def refuse_bias(selection: Selection, name: str) -> None:
+    """Raise `ValueError` where a selection changes scores, for a kernel of that name that cannot."""
+    if selection.biased:
+        raise ValueError(
+            f"the policy changes scores, which kernel {name!r} does not do; use --kernel reference"
+        )
+
+
 class Kernel(Protocol):
     """How: computes attention of a call over a selection, and the statistics somebody wants."""
 

@@ -28,6 +28,9 @@ class Reference:
         statistics = empty_statistics(call, want, pools)
         for start, stop in call.row_blocks():
             scores = call.scores(start, stop).masked_fill_(~selection.rows(call, start, stop), float("-inf"))
+            bias = selection.bias_rows(call, start, stop)
+            if bias is not None:
+                scores += bias
             rows_lse = log_sum_exp(call, scores)
             weights = torch.exp(scores - rows_lse[..., None].nan_to_num(neginf=0.0))
             folded = weights.view(call.batch, call.kv_heads, -1, call.k_len)

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from sparselens.kernels.call import AttentionCall
+from sparselens.kernels.selection_biased import Biased
 from sparselens.kernels.selection_group import Groups, Spliced
 from sparselens.kernels.selection_stored import Bits, KeyList, Stripes, Tiles, pack, unpack
 from sparselens.kernels.selection_type import Band, Everything, Selection, TileMap
 
 __all__ = [
     "Band",
+    "Biased",
     "Bits",
     "Everything",
     "Groups",
@@ -61,6 +63,29 @@ class Mixture(Selection):
         rows = torch.empty(batch, self._heads, stop - start, call.k_len, dtype=torch.bool, device=call.device)
         for heads, mask in kept:
             rows[:, list(heads)] = mask
+        return rows
+
+    @property
+    def biased(self) -> bool:
+        """Whether a part changes scores."""
+        return any(part.biased for _, part in self.parts)
+
+    def unbiased(self) -> Selection:
+        """Return the parts with their scores as they are."""
+        return Mixture([(heads, part.unbiased()) for heads, part in self.parts])
+
+    def bias_rows(self, call: AttentionCall, start: int, stop: int) -> Tensor | None:
+        """Return what is added to the scores, as `Selection.bias_rows`."""
+        found = [(heads, part.bias_rows(call, start, stop)) for heads, part in self.parts]
+        batch = max((bias.shape[0] for _, bias in found if bias is not None), default=0)
+        if not batch:
+            return None
+        rows = torch.zeros(
+            batch, self._heads, stop - start, call.k_len, dtype=call.accumulate, device=call.device
+        )
+        for heads, bias in found:
+            if bias is not None:
+                rows[:, list(heads)] = bias
         return rows
 
     def counts(self, call: AttentionCall) -> Tensor:
@@ -112,6 +137,8 @@ class Union(Selection):
     def __post_init__(self) -> None:
         if not self.parts:
             raise ValueError("a union has at least one part")
+        if any(part.biased for part in self.parts):
+            raise ValueError("the parts of a union only keep keys; one of them changes scores too")
 
     def rows(self, call: AttentionCall, start: int, stop: int) -> Tensor:
         """Return what is kept, as `Selection.rows`."""

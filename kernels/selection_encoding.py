@@ -17,10 +17,12 @@ choice: the model's causality (and window) comes on top and is not stored.
 | `groups` | `query_group`, `key_group`, `rows`, `columns`, `map` | bit `[g(q), h(k)]` of the map |
 | `union` | `parts`: records | any part keeps it |
 | `spliced` | `split`, `before`, `after`: records | `before` where `q < split`, else `after` |
+| `biased` | `kept`: record; `columns` `[n]`, `bias` `[q_len, n]` floats | `kept` keeps it |
 
 `map` is `rows * columns` bits packed along its last axis, `[rows, ceil(columns / 8)]` uint8; `bits` is
 `[q_len, ceil(k_len / 8)]`; the first cell is the high bit (`numpy.packbits`). Cells outside a map are out.
 Groups are `g(q) = query_group[q - q_start]` and `h(k) = key_group[k - k_start]`, int32; -1 keeps nothing.
+A biased record also changes scores: `bias[q - q_start, i]` is added to that of the key at `columns[i]`.
 Stripes with a `tile` keep by distance what a kernel with tiles loads: with `m = q // tile * tile`,
 `m - k + t` in `distances` for some `0 <= t < tile`.
 """
@@ -38,6 +40,7 @@ from torch import Tensor
 from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.selection import (
     Band,
+    Biased,
     Everything,
     Groups,
     KeyList,
@@ -90,7 +93,7 @@ def _body(
     selection: Selection, head: int, call: AttentionCall, frame: dict[str, int]
 ) -> tuple[str, dict[str, Any]]:
     """Return the kind and the fields of one head; what has no record of its own is written as bits."""
-    if isinstance(selection, (Groups, Union, Spliced)):
+    if isinstance(selection, (Groups, Union, Spliced, Biased)):
         return selection.kind, _composed(selection, head, call, frame)
     if isinstance(selection, (Everything, Band)):
         return selection.kind, dict(vars(selection))
@@ -109,7 +112,7 @@ def _body(
 
 
 def _composed(
-    selection: Groups | Union | Spliced, head: int, call: AttentionCall, frame: dict[str, int]
+    selection: Groups | Union | Spliced | Biased, head: int, call: AttentionCall, frame: dict[str, int]
 ) -> dict[str, Any]:
     """Return the fields of a selection that is made of groups or of other selections."""
     match selection:
@@ -120,6 +123,10 @@ def _composed(
             return {"query_group": query, "key_group": key, **_map(_of(selection.map, head))}
         case Union():
             return {"parts": [_record(part, head, call, frame) for part in selection.parts]}
+        case Biased():
+            kept = _record(selection.kept_keys, head, call, frame)
+            bias = _of(selection.bias, head)
+            return {"kept": kept, "columns": _array(selection.columns.int()), "bias": _array(bias)}
     return _spliced(selection, head, call, frame)
 
 

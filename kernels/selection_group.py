@@ -75,6 +75,33 @@ class Spliced(Selection):
         batch = max(part.shape[0] for part in parts)
         return torch.cat([part.expand(batch, heads, -1, -1) for part in parts], 2)
 
+    @property
+    def biased(self) -> bool:
+        """Whether a side changes scores."""
+        return self.before.biased or self.after.biased
+
+    def unbiased(self) -> Selection:
+        """Return both sides with their scores as they are."""
+        return Spliced(self.split, self.before.unbiased(), self.after.unbiased())
+
+    def bias_rows(self, call: AttentionCall, start: int, stop: int) -> Tensor | None:
+        """Return what is added to the scores, as `Selection.bias_rows`."""
+        if not self.biased:
+            return None
+        middle = min(max(start, self.split), stop)
+        sides = [
+            (self.before, start, middle),
+            (self.after, middle - self.split, stop - self.split),
+        ]
+        empty = torch.zeros(1, 1, 0, call.k_len, dtype=call.accumulate, device=call.device)
+        parts = [empty]
+        for side, first, last in sides:
+            if first < last:
+                bias = side.bias_rows(call, first, last)
+                parts.append(empty.new_zeros(1, 1, last - first, call.k_len) if bias is None else bias)
+        batch, heads = (max(part.shape[axis] for part in parts) for axis in (0, 1))
+        return torch.cat([part.expand(batch, heads, -1, -1) for part in parts], 2)
+
     def told_apart(self, heads: int) -> int:
         """Return 1 where neither side tells heads apart."""
         return max(self.before.told_apart(heads), self.after.told_apart(heads))

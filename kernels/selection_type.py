@@ -32,6 +32,20 @@ class Selection(ABC):
     def rows(self, call: AttentionCall, start: int, stop: int) -> Tensor:
         """Return what is kept for queries `start:stop`: bool `[batch or 1, heads or 1, rows, k_len]`."""
 
+    @property
+    def biased(self) -> bool:
+        """Whether it changes the scores of some keys too."""
+        return False
+
+    def unbiased(self) -> Selection:
+        """Return the same keys with their scores as they are."""
+        return self
+
+    def bias_rows(self, call: AttentionCall, start: int, stop: int) -> Tensor | None:
+        """Return what is added to the scores of queries `start:stop`, None for nothing; shaped as `rows`."""
+        del call, start, stop
+        return None
+
     def kept(self, call: AttentionCall, start: int, stop: int) -> Tensor:
         """Return what is kept and allowed for queries `start:stop`, shaped as `rows`."""
         return self.rows(call, start, stop) & call.allowed.rows(start, stop)

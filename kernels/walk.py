@@ -20,6 +20,7 @@ from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.memory import Memory, Walk
 from sparselens.kernels.policy_type import Policy
 from sparselens.kernels.selection import (
+    Biased,
     Bits,
     Everything,
     Groups,
@@ -29,6 +30,7 @@ from sparselens.kernels.selection import (
     Union,
     pack,
 )
+from sparselens.kernels.selection_biased import stacked_bias
 
 
 def chosen(policy: Policy, call: AttentionCall, memory: Memory, decode: int | None) -> Selection:
@@ -51,12 +53,13 @@ def walked(policy: Policy, call: AttentionCall, memory: Memory, prefill: int) ->
         raise ValueError(f"the prefill is 1 to {call.q_len} tokens, not {prefill}")
     with _standing(policy, call, memory, 0):
         before = policy.selection_for(_part(call, 0, prefill), memory)
-    rows = []
+    rows, selections = [], []
     for at in range(prefill, call.q_len):
         step = at - prefill + 1
         one = replace(_part(call, at, at + 1), phase="decode", step=step)
         with _standing(policy, call, memory, step):
-            rows.append(_row(policy.selection_for(one, memory), one, call.k_len))
+            selections.append(policy.selection_for(one, memory))
+            rows.append(_row(selections[-1], one, call.k_len))
     if all(row is None for row in rows):
         after: Selection = Everything()
     else:
@@ -64,6 +67,9 @@ def walked(policy: Policy, call: AttentionCall, memory: Memory, prefill: int) ->
         masks = [full if row is None else row for row in rows]
         heads = max(mask.shape[1] for mask in masks)
         after = Bits(torch.cat([pack(mask.expand(1, heads, 1, -1)) for mask in masks], 2), call.k_len)
+    bias = stacked_bias(selections, call)
+    if bias is not None:
+        after = Biased(after, bias.columns, bias.bias)
     if isinstance(before, Everything) and isinstance(after, Everything):
         return before
     return Spliced(prefill, _widened(before, call.k_len), after) if rows else before
@@ -110,6 +116,8 @@ def _widened(selection: Selection, k_len: int) -> Selection:
             return Union(tuple(_widened(part, k_len) for part in selection.parts))
         case Mixture():
             return Mixture([(heads, _widened(part, k_len)) for heads, part in selection.parts])
+        case Biased():
+            return replace(selection, kept_keys=_widened(selection.kept_keys, k_len))
     return selection
 
 

@@ -197,7 +197,7 @@ SELECTIONS = Table(
             "kind",
             NAME,
             "",
-            "`everything`, `band`, `tiles`, `stripes`, `keys`, `bits`, `groups`, `union` or `spliced`",
+            "`everything`, `band`, `tiles`, `stripes`, `keys`, `bits`, `groups`, `union`, `spliced` or `biased`",
         ),
         DENSITY,
         COMPUTED,

@@ -15,6 +15,7 @@ policy's choice; causality is applied here, a native window of the model is not 
 | `groups` | `query_group`, `key_group` (−1: none), `rows`, `columns`, `map` (bits) | bit at the groups of q and k |
 | `union` | `parts`: records | any part keeps it |
 | `spliced` | `split`, `before`, `after`: records | `before` for `q < split`, else `after` |
+| `biased` | `kept`: record; `columns` `[n]`, `bias` `[q_len, n]` | `kept` keeps it; its scores change (`bias_rows`) |
 
 Stripes with a `tile` keep by distance what a kernel with tiles loads: with `m = q // tile * tile`,
 `m - k + t` in `distances` for some `0 <= t < tile`.
@@ -56,6 +57,29 @@ def keep_rows(data: bytes | str, start: int, stop: int, n_keys: int, *, causal: 
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"broken selection of kind {kind}: {error!r}") from error
     return kept & (keys <= queries) if causal else np.broadcast_to(kept, (queries.size, keys.size))
+
+
+def bias_rows(data: bytes | str, start: int, stop: int, n_keys: int) -> Any:
+    """`[stop - start, n_keys]` floats: what the policy adds to the scores of these queries; None where nothing."""
+    bias = _bias(json.loads(data), np.arange(start, stop)[:, None], n_keys)
+    return bias if bias is None or bias.any() else None
+
+
+def _bias(packed: Packed, queries: Any, n_keys: int) -> Any:
+    if packed["kind"] == "spliced":
+        first = queries[:, 0] < packed["split"]
+        sides = [(packed["before"], queries[first]), (packed["after"], queries[~first])]
+        found = [(rows, _bias(side, rows, n_keys)) for side, rows in sides if rows.size]
+        if all(part is None for _, part in found):
+            return None
+        return np.concatenate(
+            [np.zeros((rows.size, n_keys)) if part is None else part for rows, part in found]
+        )
+    if packed["kind"] != "biased":
+        return None
+    spread = np.zeros((queries.size, n_keys))
+    spread[:, _array(packed["columns"])] = _array(packed["bias"])[_recorded(packed, queries)]
+    return spread
 
 
 def _kept(packed: Packed, queries: Any, keys: Any) -> Any:
@@ -171,4 +195,5 @@ _KINDS: dict[str, Callable[[Packed, Any, Any], Any]] = {
     "groups": _groups,
     "union": _union,
     "spliced": _spliced,
+    "biased": lambda packed, queries, keys: _kept(packed["kept"], queries, keys),
 }

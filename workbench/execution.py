@@ -21,10 +21,14 @@ from sparselens.kernels.walk import chosen
 
 if TYPE_CHECKING:
     from sparselens.workbench.attention import MaskPlan
+    from sparselens.workbench.rotation import Ropes
 
 
 class Observer(Protocol):
-    """Something that watches every attention call while a policy is active (a capture, a test)."""
+    """Something that watches every attention call while a policy is active (a capture, a test).
+
+    One that follows selections which change scores says so by an attribute `reads_bias`; others refuse them.
+    """
 
     def want(self, call: AttentionCall) -> Want:
         """Return the statistics the kernel should reduce during this call."""
@@ -84,6 +88,7 @@ class Execution:
     forwards: int = 0
     dense_calls: int = 0
     reference_layers: set[int] = field(default_factory=set)
+    ropes: Ropes | None = None
     step: int = 0
 
     def attend(
@@ -119,11 +124,14 @@ class Execution:
             phase="decode" if decoding else "prefill",
             step=self.step,
         )
+        if self.ropes is not None:
+            call = self.ropes.told(call, module)
         asked, dense = self.memory.calls, self.memory.dense_calls
         selection = chosen(self.policy, call, self.memory, self._decoded(call))
         self.selections += self.memory.calls - asked
         self.dense_calls += self.memory.dense_calls - dense
         self.calls += 1
+        self._refuse_unread_bias(selection)
         if hooks is not None and hooks.wants_pattern:
             return self._edited(call, selection, self._explicit(call, selection, hooks))
         want = the_one([observer.want(call) for observer in self.observers])
@@ -135,6 +143,16 @@ class Execution:
         for observer in self.observers:
             observer.saw(call, selection, attended)
         return self._edited(call, selection, attended.output)
+
+    def _refuse_unread_bias(self, selection: Selection) -> None:
+        """Raise `ValueError` where an observer or editor would compute weights without what the policy adds."""
+        if not selection.biased:
+            return
+        for watching in (*self.observers, *self.editors):
+            if not getattr(watching, "reads_bias", False):
+                raise ValueError(
+                    f"{self.policy.name} changes scores, which {type(watching).__name__} does not follow"
+                )
 
     def _decoded(self, call: AttentionCall) -> int | None:
         """Return how many rows of a call are decoded one at a time; None where the call is what it is."""
@@ -184,7 +202,8 @@ class Execution:
         keep = (selection.rows(call, 0, call.q_len) & allowed).expand(
             call.batch, call.heads, call.q_len, call.k_len
         )
-        scores = hooks.scores(call.scores(0, call.q_len).masked_fill(~keep, -torch.inf))
+        raw, bias = call.scores(0, call.q_len), selection.bias_rows(call, 0, call.q_len)
+        scores = hooks.scores((raw if bias is None else raw + bias).masked_fill(~keep, -torch.inf))
         scores = scores.masked_fill(~keep, -torch.inf)
         pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).nan_to_num(0.0).to(call.value.dtype)
         pattern = hooks.pattern(pattern) * keep

@@ -115,7 +115,7 @@ class PatchPattern(_OnHeads):
         """Return the base's pattern times the current values."""
         del before
         then = self.base.layers[call.layer]
-        past = replace(call, query=then.query, key=then.key)
+        past = call.with_tensors(then.query, then.key, call.value)
         kept = self.base.policy.selection_for(past, Memory())
         return self.kernel.attend(call_of_heads(past, index), kept.of_heads(index), NOTHING).output
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ _MAPS = ("hook_attn_scores", "hook_pattern")
 @dataclass(eq=False)
 class Keeper:
     """Takes vectors during one forward pass, as an `Observer`, and hands them on as columns of `activations`."""
+
+    reads_bias: ClassVar[bool] = True
 
     session: Session
     shorthands: frozenset[str]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
@@ -139,7 +139,10 @@ class LayerRecord:
         """Dense mass on the kept keys, on this run's own queries and keys: exp(lse_kept − lse_dense)."""
         if not self.sparse:
             return torch.ones(self.call.heads, self.tokens)
-        return kept_mass(self.call, self.executed.lse, self.dense.lse)[0]
+        lse = self.executed.lse
+        if self.selection.biased:
+            lse = self.kernel.attend(self.call, self.selection.unbiased()).lse
+        return kept_mass(self.call, lse, self.dense.lse)[0]
 
     @cached_property
     def kept_mass_nosink(self) -> Tensor:
@@ -202,9 +205,7 @@ class LayerRecord:
         """The layer's call with the base run's queries, keys and values (scopes `local_mask`, `local_policy`)."""
         if self.base is None:
             raise ValueError("the base run has no base")
-        return replace(
-            self.call, query=self.base.query[None], key=self.base.key[None], value=self.base.value[None]
-        )
+        return self.call.with_tensors(self.base.query[None], self.base.key[None], self.base.value[None])
 
 
 def span_rows(prompt: Prompt, name: str) -> tuple[int, int]:

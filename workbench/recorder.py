@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class Recorder:
     to be recorded (a base that is in the trace already). The last `decoded` tokens came one at a time; generated
     tokens (decode calls) are not recorded.
     """
+
+    reads_bias: ClassVar[bool] = True
 
     prompt: Prompt
     policy: Policy
@@ -78,6 +80,10 @@ class Recorder:
         if call.phase == "decode":
             return
         if self.spool is not None and self.is_base:
+            if selection.biased:
+                raise ValueError(
+                    f"{self.policy.name} changes scores: it cannot be a base; compare it with another"
+                )
             self._pending[call.layer] = _left_behind(call, attended)
         if self.write is None:
             return
@@ -114,8 +120,8 @@ class Recorder:
         """Ask a policy whose layers read each other about the base's tensors of a layer that is not recorded."""
         if self._base is None or not self.policy.reads_layers:
             return
-        query, key, value = (tensor[None] for tensor in (self._base.query, self._base.key, self._base.value))
-        base_call = replace(call, query=query, key=key, value=value)
+        tensors = (self._base.query, self._base.key, self._base.value)
+        base_call = call.with_tensors(*(tensor[None] for tensor in tensors))
         chosen(self.policy, base_call, self._local_memory, self.decoded or None)
 
     def affected_rows(self) -> Any:

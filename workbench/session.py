@@ -18,6 +18,7 @@ from sparselens.kernels.policy import Policy, parse
 from sparselens.workbench.attention import IMPLEMENTATION
 from sparselens.workbench.bridge import attention_bridges, bridge_of, steered
 from sparselens.workbench.execution import ACTIVE, Editor, Execution, Observer
+from sparselens.workbench.rotation import listening
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -67,6 +68,7 @@ def under(
             hooks=dict(hooks),
             decode=decode,
         )
+        execution.ropes = stack.enter_context(listening(layers))
         stack.enter_context(implementation(hf_model, IMPLEMENTATION))
         handle = hf_model.get_decoder().register_forward_pre_hook(_counter(execution))
         stack.callback(handle.remove)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from sparselens.kernels.kernel import Attended
 from sparselens.kernels.policy import Policy
 from sparselens.kernels.selection import Selection
 from sparselens.kernels.statistics import NOTHING, Want
-from sparselens.storage.mask import keep_rows
+from sparselens.storage.mask import bias_rows, keep_rows
 from sparselens.workbench.bridge import joint, steered
 from sparselens.workbench.execution import Execution
 from sparselens.workbench.projection import output_linear
@@ -40,6 +40,7 @@ NLL = 1e-3
 """Largest difference (nats) of a replayed loss in float32; wider only by the model's own noise floor."""
 _REPLAY = "sparselens_replay"
 _EDGES = (64, 128)
+_CHANGING = ("biased", "spliced")  # kinds of selections that may add to scores
 _RUN = 8  # drawn rows come in runs: a recorded mask is decoded once a run
 
 
@@ -93,10 +94,23 @@ class _Layer:
         masks: np.ndarray = np.stack([keep_rows(data, start, stop, tokens, causal=False) for data in heads])
         return masks
 
+    def bias(self, start: int, stop: int) -> np.ndarray | None:
+        """Return what the recorded selection adds to scores, float64 `[heads, rows, tokens]`; None where nothing."""
+        tokens = self.key.shape[1]
+        found = [
+            bias_rows(data, start, stop, tokens) if kind in _CHANGING else None
+            for kind, data in self.recorded
+        ]
+        if all(part is None for part in found):
+            return None
+        return np.stack([np.zeros((stop - start, tokens)) if part is None else part for part in found])
+
 
 @dataclass(eq=False)
 class Verifier:
     """Checks a run as an `Observer`; one for each run, one `start` … `finish` for each prompt."""
+
+    reads_bias: ClassVar[bool] = True
 
     session: Session
     worst_kernel: float = 0.0
@@ -252,9 +266,25 @@ def _recompute(seen: _Layer, rows: Tensor, window: int | None, dtype: torch.dtyp
     key = seen.key.to(dtype).repeat_interleave(group, dim=0)
     value = seen.value.to(dtype).repeat_interleave(group, dim=0)
     keep = torch.from_numpy(np.concatenate([seen.keep(*run) for run in _runs(rows)], axis=1))
-    return _attend(
-        seen.query[:, rows].to(dtype), key, value, seen, keep & _causal(rows, key.shape[1], window)
-    )
+    added = [_bias_of(seen, *run, dtype) for run in _runs(rows)]
+    bias = None if all(part is None for part in added) else _joined(seen, rows, added, dtype)
+    seen_keys = keep & _causal(rows, key.shape[1], window)
+    return _attend(seen.query[:, rows].to(dtype), key, value, seen, seen_keys, bias)
+
+
+def _bias_of(seen: _Layer, start: int, stop: int, dtype: torch.dtype) -> Tensor | None:
+    bias = seen.bias(start, stop)
+    return None if bias is None else torch.from_numpy(bias).to(dtype)
+
+
+def _joined(seen: _Layer, rows: Tensor, added: list[Tensor | None], dtype: torch.dtype) -> Tensor:
+    """Return the bias of all runs of rows as one `[heads, rows, tokens]`."""
+    shape = (seen.query.shape[0], seen.key.shape[1])
+    parts = [
+        torch.zeros(shape[0], stop - start, shape[1], dtype=dtype) if part is None else part
+        for (start, stop), part in zip(_runs(rows), added, strict=True)
+    ]
+    return torch.cat(parts, 1)
 
 
 def _rounding(seen: _Layer, rows: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
@@ -276,11 +306,13 @@ def _causal(rows: Tensor, tokens: int, window: int | None) -> Tensor:
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, seen: _Layer, keep: Tensor) -> Tensor:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, seen: _Layer, keep: Tensor, bias: Tensor | None = None
+) -> Tensor:
     scores = query @ key.transpose(1, 2) * seen.scale
     if seen.softcap is not None:
         scores = torch.tanh(scores / seen.softcap) * seen.softcap
-    scores = scores.masked_fill(~keep, -torch.inf)
+    scores = (scores if bias is None else scores + bias).masked_fill(~keep, -torch.inf)
     if seen.sinks is None:
         return torch.softmax(scores, -1).nan_to_num(0.0) @ value
     sink = seen.sinks.to(scores.dtype)[:, None, None].expand(-1, scores.shape[1], 1)
@@ -309,9 +341,9 @@ def _replay(model: Any, ids: Tensor, layers: dict[int, _Layer], *, explicit: boo
             rows = torch.arange(start, min(start + 512, tokens))
             keep = torch.from_numpy(now.keep(start, int(rows[-1]) + 1))
             keep = keep & _causal(rows, tokens, options.get("sliding_window"))
-            part = query[:, :, rows]
-            if explicit or seen.softcap is not None or seen.sinks is not None:
-                output[0, :, rows] = _attend(part[0], keys[0], values[0], now, keep)
+            part, bias = query[:, :, rows], _bias_of(now, start, int(rows[-1]) + 1, query.dtype)
+            if explicit or bias is not None or seen.softcap is not None or seen.sinks is not None:
+                output[0, :, rows] = _attend(part[0], keys[0], values[0], now, keep, bias)
             else:
                 output[:, :, rows] = torch.nn.functional.scaled_dot_product_attention(
                     part, keys, values, attn_mask=keep[None], scale=seen.scale

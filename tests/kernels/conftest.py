@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparselens.kernels.call import Allowed, AttentionCall
+from sparselens.kernels.rope import Rope
 
 # Scores here reach 20: a rounding step of 20 is 1e-6, so weights are off by 1e-6 of themselves, outputs
 # (values up to 4, two computations) by at most 8e-6.
@@ -68,7 +69,21 @@ def make_call(
         sinks=torch.randn(heads) if sinks else None,
         layer=layer,
         phase="decode" if q_len == 1 else "prefill",
+        rope=None if pads else toy_rope(length, head_dim),
     )
+
+
+def toy_rope(length: int, head_dim: int) -> Rope:
+    """Rotary positions of a toy model: pairs are channel i and i + head_dim / 2, as in Llama."""
+    half = head_dim // 2
+    angle = torch.arange(length)[:, None] * 100.0 ** (-torch.arange(half) / half)
+    angle = torch.cat([angle, angle], -1)
+
+    def rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        turned = torch.cat([-tensor[..., half:], tensor[..., :half]], -1)
+        return tensor * cos[:, None] + turned * sin[:, None]
+
+    return Rope(angle.cos(), angle.sin(), rotate)
 
 
 @dataclass

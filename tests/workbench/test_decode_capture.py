@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -38,12 +38,14 @@ POLICIES = [
     "h2o(heavy=4,recent=3,share=head,phase=both)",
     "per_head(default=h2o(heavy=3,recent=2),full=[L0H1])",
 ]
+STREAMING = ["streaming_llm(sink=2,recent=5)", "streaming_llm(sink=2,recent=5,phase=decode)"]
 
 
 @dataclass
 class Watcher:
     """Notes which positions each head keeps in each row, by layer and row; an observer."""
 
+    reads_bias: ClassVar[bool] = True
     kept: dict[tuple[int, int], list[set[int]]] = field(default_factory=dict)
 
     def want(self, call: AttentionCall) -> Want:
@@ -119,6 +121,77 @@ def test_decoding_in_one_pass_equals_decoding_with_a_cache(
     with torch.no_grad(), under(model, "dense", kernel="reference"):
         dense = model(input_ids=ids, use_cache=False).logits
     assert (logits[:, -DECODED:] - dense[:, -DECODED:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("policy", STREAMING)
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_positions_numbered_anew_are_so_in_one_pass_too(
+    tiny: Any, name: str, ids: Tensor, policy: str
+) -> None:
+    model = tiny(name).double()
+    logits = assert_same(model, ids, policy, DECODED, SAME)
+    mask, _, _ = decoded_at_once(
+        model, ids, policy.replace("streaming_llm", "a_shape").replace("recent", "window"), DECODED
+    )
+    assert (logits[:, -DECODED:] - mask[:, -DECODED:]).abs().max() > 1e-3
+
+
+def test_a_capture_of_changed_scores_is_verified_and_shown_whole(
+    small: Any, prompts: Any, tmp_path: Path
+) -> None:
+    policies = [*STREAMING, "per_head(default=streaming_llm(sink=2,recent=5),full=[L0H1,L1H2])"]
+    options = {"kernel": "reference", "verify": True, "progress": False}
+    runs = small.capture(prompts[:2], policies[:2], tmp_path / "t", decode=9, **options)
+    runs += small.capture(prompts[:2], policies[2], tmp_path / "t", base=None, **options)
+    assert [str(run.verdict) for run in runs] == ["verified 3/3"] * 4
+    with connect(tmp_path / "t") as trace:
+        kinds = trace.sql(
+            "SELECT DISTINCT policy, selections.kind FROM selections JOIN runs USING (run_id) ORDER BY ALL"
+        ).rows
+        shares = trace.sql("SELECT min(kept_mass), max(kept_mass) FROM head_stats").rows[0]
+        js = trace.sql("SELECT count(js) FROM diffs WHERE scope <> 'end_to_end'").rows
+        gone = trace.sql(
+            "SELECT count(*), max(step) FROM removals JOIN runs USING (run_id) WHERE policy LIKE '%decode%'"
+        ).rows
+    assert {kind for _, kind in kinds} == {"everything", "spliced", "biased"}
+    assert 0 < shares[0] < shares[1] <= 1 + 1e-6  # of the scores as the model has them
+    assert js == [(0,)]
+    assert gone[0][1] == 8
+
+
+def test_a_wrong_bias_in_the_record_is_found(
+    small: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from sparselens.kernels import selection_encoding
+
+    honest = selection_encoding._array
+    doubled = "sparselens.kernels.selection_encoding._array"
+    monkeypatch.setattr(doubled, lambda tensor: honest(2 * tensor if tensor.is_floating_point() else tensor))
+    (run,) = small.capture(
+        prompts[:1], STREAMING[0], tmp_path / "t", base=None, kernel="reference", verify=True, progress=False
+    )
+    assert run.verdict.failed == ["verify_kernel", "verify_logits"]
+
+
+def test_what_changes_scores_is_no_base_and_needs_the_reference(
+    small: Any, prompts: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="use --kernel reference"):
+        small.capture(prompts[:1], STREAMING[0], tmp_path / "a", progress=False)
+    with pytest.raises(ValueError, match="cannot be a base"):
+        small.capture(
+            prompts[:1], "a_shape", tmp_path / "b", base=STREAMING[0], kernel="reference", progress=False
+        )
+
+
+def test_an_observer_that_does_not_follow_changed_scores_is_refused(tiny: Any, ids: Tensor) -> None:
+    class Blind(Watcher):
+        reads_bias: ClassVar[bool] = False
+
+    model = tiny("llama")
+    with pytest.raises(ValueError, match="which Blind does not follow"):  # noqa: SIM117
+        with under(model, STREAMING[0], kernel="reference", observers=[Blind()]):
+            model(input_ids=ids)
 
 
 def test_a_text_too_short_to_decode_is_refused(tiny: Any, ids: Tensor) -> None:

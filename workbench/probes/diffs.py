@@ -1,7 +1,8 @@
 """How a run differs from its base, per head, in three scopes that are never mixed.
 
 `end_to_end`: as it ran. `local_mask`: the run's actual selection on the base's queries, keys and values.
-`local_policy`: the policy asked again on the base's queries and keys. Changes are run − base.
+`local_policy`: the policy asked again on the base's queries and keys. Changes are run − base. Where a policy changes
+scores too, the local scopes have no `js`.
 """
 
 from __future__ import annotations
@@ -103,9 +104,9 @@ def _written(record: LayerRecord, base: BaseLayer, z: Tensor) -> tuple[Tensor, T
 def _pattern_js(record: LayerRecord, base: BaseLayer, start: int, stop: int) -> Tensor:
     """Return the mean Jensen-Shannon divergence (nats) of executed and base patterns over rows: `[heads]`."""
     dropped = ~record.selection.kept(record.call, start, stop)
-    ours = torch.softmax(record.call.scores(start, stop).masked_fill(dropped, -torch.inf), -1)[0].nan_to_num(
-        0.0
-    )
+    scores, bias = record.call.scores(start, stop), record.selection.bias_rows(record.call, start, stop)
+    scores = (scores if bias is None else scores + bias).masked_fill(dropped, -torch.inf)
+    ours = torch.softmax(scores, -1)[0].nan_to_num(0.0)
     theirs = torch.softmax(record.base_call.scores(start, stop), -1)[0]
     middle = (ours + theirs) / 2
     entropy = torch.special.entr
@@ -117,10 +118,13 @@ def _local(record: LayerRecord, base: BaseLayer, name: str, selection: Selection
     """Run `selection` on the base's queries, keys and values."""
     want = Want(frozenset({"entropy", "sink_mass", "gathered"}), gather=base.top_index[None])
     attended: Attended = record.kernel.attend(record.base_call, selection, want)
-    mass = kept_mass(record.base_call, attended.lse, base.lse[None])[0]
+    lse = attended.lse
+    if selection.biased:
+        lse = record.kernel.attend(record.base_call, selection.unbiased()).lse
+    mass = kept_mass(record.base_call, lse, base.lse[None])[0]
     sink = attended.statistics["sink_mass"][0]
     listed = (base.top_index >= 0).sum(-1).clamp(min=1)
-    divergence = restriction_js(mass)
+    divergence = torch.full_like(mass, torch.nan) if selection.biased else restriction_js(mass)
     error, cosine = _written(record, base, attended.output[0])
     return _Scope(
         name=name,
@@ -140,7 +144,7 @@ def _local_policy(record: LayerRecord, base: BaseLayer, mask: _Scope) -> _Scope:
     from dataclasses import replace
 
     policy, memory = record.reuse["policy"], record.reuse.setdefault("local_memory", Memory())
-    if not policy.reads_tensors:
+    if not policy.reads_tensors and not record.selection.biased:
         return replace(mask, name="local_policy")
     selection = chosen(policy, record.base_call, memory, record.decoded or None)
     return _local(record, base, "local_policy", selection)
