@@ -82,7 +82,8 @@ def stacked_bias(selections: list[Selection], call: AttentionCall) -> Biased | N
         )
     if not parts:
         return None
-    columns = torch.cat([part.columns for part in parts]).unique()
+    listed = sorted({column for part in parts for column in part.columns.tolist()})
+    columns = torch.tensor(listed, device=call.device)
     heads = max(part.bias.shape[1] for part in parts)
     rows = torch.zeros(1, heads, len(selections), len(columns), dtype=call.accumulate, device=call.device)
     for row, part in enumerate(selections):

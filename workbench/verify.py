@@ -103,7 +103,10 @@ class _Layer:
         ]
         if all(part is None for part in found):
             return None
-        return np.stack([np.zeros((stop - start, tokens)) if part is None else part for part in found])
+        rows: np.ndarray = np.stack(
+            [np.zeros((stop - start, tokens)) if part is None else part for part in found]
+        )
+        return rows
 
 
 @dataclass(eq=False)

@@ -106,7 +106,8 @@ def rounded(label: Tensor, bits: int) -> Tensor:
     low, high = label.amin(-1, keepdim=True), label.amax(-1, keepdim=True)
     step = (high - low) / (2**bits - 1)
     step = step.where(step > 0, torch.ones_like(step))
-    return ((label - low) / step).round() * step + low
+    found: Tensor = ((label - low) / step).round() * step + low
+    return found
 
 
 @lru_cache(maxsize=8)

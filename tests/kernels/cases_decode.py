@@ -62,5 +62,13 @@ CASES = [
         row_local=True,
         by_group=True,
         exceptions={"padded": "positions are numbered anew in texts without padding alone"},
+        real="streaming_llm(sink=4,recent=60)",
+    ),
+    Case(
+        "tidal_decode(k=7,start=0,correction=3,full=false)",
+        "tidal_decode(k=80,start=0,correction=3,full=false)",
+        "tidal_decode(k=9,start=0,correction=3,full=false)",
+        row_local=True,
+        real="tidal_decode(k=32)",
     ),
 ]

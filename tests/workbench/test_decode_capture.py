@@ -37,6 +37,8 @@ POLICIES = [
     "h2o(heavy=4,recent=3)",
     "h2o(heavy=4,recent=3,share=head,phase=both)",
     "per_head(default=h2o(heavy=3,recent=2),full=[L0H1])",
+    "tidal_decode(k=4,start=0,correction=2)",
+    "per_head(default=tidal_decode(k=4,start=0,correction=1,full=false,phase=both),full=[L0H1])",
 ]
 STREAMING = ["streaming_llm(sink=2,recent=5)", "streaming_llm(sink=2,recent=5,phase=decode)"]
 
