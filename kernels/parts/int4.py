@@ -77,8 +77,8 @@ def rounded(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     `group` int64 `[n]` says which rows share a step.
     """
     largest = values.abs().amax(-1)
-    names, place = group.unique(return_inverse=True)
-    joint = largest.new_zeros(largest.shape[0], len(names))
+    place = group - group.min()
+    joint = largest.new_zeros(largest.shape[0], int(place.max()) + 1)
     joint.scatter_reduce_(1, place.expand(largest.shape), largest, "amax")
     step = joint.gather(1, place.expand(largest.shape)) / LARGEST
     return torch.round(values / step[..., None]).nan_to_num(nan=0.0), step

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,14 +28,15 @@ class Tree:
     least: int
     representative: str = "first"
 
-    def found(self, look: Callable[[int], Tensor]) -> Tensor:
+    def found(self, tables: list[Tensor]) -> Tensor:
         """Return the blocks found: bool `[heads, ceil(end / block)]`.
 
-        `look(round)` gives the scores of all blocks `[heads, ceil(end / block)]` as round 0, 1, … reads them.
+        `tables`: the scores of all blocks `[heads, ceil(end / block)]` as the rounds read them, the last for all
+        further ones.
         """
         total = -(-self.end // self.block)
         width = min(self.end, self.k * self.block)
-        scores = look(0)
+        scores = tables[0]
         nodes = scores.new_ones(scores.shape[0], -(-width // self.block), dtype=torch.bool)
         turn = 0
         while width < self.end:
@@ -44,7 +44,9 @@ class Tree:
             count = -(-width // self.block)
             children = nodes[:, self._parents(nodes.shape[1], count, scores.device)]
             kept = min(total, max(self.least, min(self.k, total) * count // total))
-            nodes = top_k(look(turn)[:, self._blocks(count, scores.device)], kept, children)
+            nodes = top_k(
+                tables[min(turn, len(tables) - 1)][:, self._blocks(count, scores.device)], kept, children
+            )
             turn += 1
         return nodes
 

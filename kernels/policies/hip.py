@@ -137,10 +137,7 @@ class HiP(Policy):
             tables = [self._scores(blocks, one, start, stop) for one in ([half, full] if sparse else [full])]
             total = -(-end // self.block_k)
             tree = Tree(end, self.block_k, wanted, least, self.representative)
-            found = tree.found(
-                lambda turn, tables=tables, total=total: tables[min(turn, len(tables) - 1)][:, :total]
-            )
-            kept[:, row, :total] = extended(found, times)
+            kept[:, row, :total] = extended(tree.found([table[:, :total] for table in tables]), times)
         return kept | self._always(blocks)
 
     def _scores(self, blocks: Blocks, call: AttentionCall, start: int, stop: int) -> Tensor:
@@ -188,7 +185,7 @@ class HiP(Policy):
 
 def _means(rows: Tensor, size: int) -> Tensor:
     """Return the means of each `size` consecutive rows of `[heads, n, d]`: `[heads, ceil(n / size), d]`."""
-    return torch.stack([part.mean(1) for part in rows.split(size, 1)], 1)
+    return torch.stack([rows[:, at : at + size].mean(1) for at in range(0, rows.shape[1], size)], 1)
 
 
 def _reads(blocks: Blocks, channels: int) -> AttentionCall:

@@ -91,18 +91,23 @@ class ProxyAttention(Policy):
     def _importance(self, blocks: Blocks) -> Tensor:
         """Return each block's largest weight under each proxy: `[proxies, n_q, n_k]`."""
         call = blocks.call
-        query = call.query[0].to(call.accumulate).unflatten(0, (self.proxies, -1)).mean(1)
-        key = call.key[0].to(call.accumulate).unflatten(0, (self.proxies, -1)).mean(1)
+        query = _pooled(call.query[0].to(call.accumulate), self.proxies)
+        key = _pooled(call.key[0].to(call.accumulate), self.proxies)
         proxy = replace(
             call, query=query[None], key=key[None], value=key[None], sinks=None, query_raw=None, key_raw=None
         )
-        found = query.new_zeros(self.proxies, blocks.n_q, blocks.n_k)
+        found = torch.zeros(self.proxies, blocks.n_q, blocks.n_k, dtype=query.dtype, device=call.device)
         for row in range(blocks.n_q):
             places = (blocks.query_block == row).nonzero()[:, 0]
             start, stop = int(places[0]), int(places[-1]) + 1
             weights = proxy.scores(start, stop)[0, :, :: self.stride].softmax(-1).amax(1)
             found[:, row] = blocks.largest_keys(weights)
         return found
+
+
+def _pooled(tensor: Tensor, groups: int) -> Tensor:
+    """Return the means of `[heads, n, d]` over equal groups of heads: `[groups, n, d]`."""
+    return tensor.reshape(groups, -1, *tensor.shape[1:]).mean(1)
 
 
 POLICY = ProxyAttention

@@ -114,12 +114,12 @@ def test_a_half_is_judged_by_its_representative_alone() -> None:
     scores = torch.zeros(1, 64)
     scores[0, 45] = 9.0
     tree = Tree(64, 1, 4, 2)
-    assert not tree.found(lambda _: scores)[0, 45]
+    assert not tree.found([scores])[0, 45]
     scores[0, [40, 44]] = 5.0  # the first blocks of the halves that lead to it
-    found = tree.found(lambda _: scores)[0]
+    found = tree.found([scores])[0]
     assert found[45]
     assert int(found.sum()) == 4
-    middle = Tree(64, 1, 4, 2, "middle").found(lambda _: scores)[0]
+    middle = Tree(64, 1, 4, 2, "middle").found([scores])[0]
     assert not torch.equal(middle, found)
 
 
