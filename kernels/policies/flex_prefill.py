@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.parts.assemble import tiles_of
@@ -119,14 +120,15 @@ class FlexPrefill(Policy):
 
 def _summed(values: Tensor, block: int) -> Tensor:
     """Return the sums of `block` neighbours of `[heads, n]`: `[heads, ceil(n / block)]`."""
-    return torch.nn.functional.pad(values, (0, -values.shape[1] % block)).unflatten(1, (-1, block)).sum(-1)
+    padded = pad(values, (0, -values.shape[1] % block))
+    return padded.view(values.shape[0], -1, block).sum(-1)
 
 
 def _divergence(p: Tensor, q: Tensor) -> Tensor:
     """Return the Jensen-Shannon divergence in nats of distributions over the last axis: float64 `[…, 1]`."""
     p, q = p.double(), q.double()
-    mean = torch.special.entr((p + q) / 2).sum(-1, keepdim=True)
-    own = (torch.special.entr(p) + torch.special.entr(q)).sum(-1, keepdim=True) / 2
+    mean = -torch.xlogy((p + q) / 2, (p + q) / 2).sum(-1, keepdim=True)
+    own = -(torch.xlogy(p, p) + torch.xlogy(q, q)).sum(-1, keepdim=True) / 2
     return (mean - own).clamp(min=0)
 
 

@@ -165,7 +165,7 @@ def searched(
         say(f"{count} heads · {found[place].runs}")
     content = {
         "candidates": [each.to_json() for each in found],
-        "heads": {f"L{layer}H{head}": str(found[best[layer, head]].runs) for layer, head in names},
+        "heads": {f"L{layer}H{head}": str(found[int(best[layer, head])].runs) for layer, head in names},
         "choice": {f"L{layer}H{head}": int(best[layer, head]) for layer, head in names},
         "recall": {
             f"L{layer}H{head}": [_short(each) for each in scoring.recall[layer, head]]
