@@ -22,7 +22,6 @@ class _Seen(NamedTuple):
 
     chunk_keys: Tensor
     queries: Tensor
-    raw: bool
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,10 @@ class LongHeads(Policy):
     short_input: ClassVar[str] = "dense up to 4096 tokens (begin_selective_length), by its own rule too"
     card: ClassVar[str] = (
         "The selection alone. The paper extends the context: it numbers the kept chunks anew, so that positions stay "
-        "within the trained length; here positions stay, and it is no LongHeads beyond that length. The authors score "
-        "queries before RoPE against chunk keys rotated inside their chunk; here both are before RoPE where the "
-        "session has them, else both after. Decoding needs to have seen the prompt."
+        "within the trained length; here positions stay, and it is no LongHeads beyond that length. As in the authors' "
+        "code queries before RoPE are scored against chunk keys that are rotated inside their chunk; where a call does "
+        "not know its rotation (no rotary positions, a padded batch) both are as they are. Decoding needs to have seen "
+        "the prompt."
     )
 
     def __post_init__(self) -> None:
@@ -87,42 +87,39 @@ class LongHeads(Policy):
         """Return what was seen before and in this call."""
         query = _query(call)
         if before is None:
-            before = _Seen(query[:, :0], query[:, :0], _raw(call))
+            before = _Seen(query[:, :0], query[:, :0])
         done = before.chunk_keys.shape[1]
         known = done * self.chunk + before.queries.shape[1] == int(call.query_positions[0, 0])
-        self.require(
-            known and before.raw == _raw(call), "the queries of earlier tokens were not seen in this layer"
-        )
+        self.require(known, "the queries of earlier tokens were not seen in this layer")
         queries = torch.cat([before.queries, query], 1)
         whole = queries.shape[1] // self.chunk
         made = [
             self._chunk_key(call, queries[:, at * self.chunk : (at + 1) * self.chunk], done + at)
             for at in range(whole)
         ]
-        keys = torch.cat([before.chunk_keys, *made], 1)
-        return _Seen(keys, queries[:, whole * self.chunk :], before.raw)
+        return _Seen(torch.cat([before.chunk_keys, *made], 1), queries[:, whole * self.chunk :])
 
     def _chunk_key(self, call: AttentionCall, query: Tensor, number: int) -> Tensor:
         """Return the key of one chunk: `[heads, 1, d]`; 0 where the cache no longer holds all of the chunk."""
         start = number * self.chunk - int(call.key_positions[0, 0])
         if start < 0:
             return torch.zeros_like(query[:, :1])
-        key = call.key_raw() if call.key_raw is not None and _raw(call) else call.key
+        place = slice(start, start + self.chunk)
+        key = call.key[:, :, place]
+        if call.rope is not None:
+            inside = torch.arange(self.chunk, device=call.device)
+            key = call.rope.turn(call.rope.undo(key, call.key_positions[0, place]), inside)
+            query = call.rope.turn(query[None], inside)[0]
         key, value = (
-            repeated(tensor[0, :, start : start + self.chunk].to(call.accumulate), call.group)
-            for tensor in (key, call.value)
+            repeated(tensor[0].to(call.accumulate), call.group) for tensor in (key, call.value[:, :, place])
         )
         mean = (torch.softmax(query @ key.transpose(1, 2) * call.scale, -1) @ value).mean(1, keepdim=True)
         return torch.softmax(mean @ key.transpose(1, 2) * call.scale, -1) @ key
 
 
-def _raw(call: AttentionCall) -> bool:
-    return call.query_raw is not None and call.key_raw is not None
-
-
 def _query(call: AttentionCall) -> Tensor:
-    """Return the queries that are scored: `[heads, q_len, d]`, before RoPE where keys and queries are known so."""
-    query = call.query_raw() if call.query_raw is not None and _raw(call) else call.query
+    """Return the queries that are scored: `[heads, q_len, d]`, before RoPE where the call knows it."""
+    query = call.query if call.rope is None else call.rope.undo(call.query, call.query_positions[0])
     return query[0].to(call.accumulate)
 
 

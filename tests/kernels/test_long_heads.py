@@ -26,8 +26,8 @@ def softmax(values: list[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def in_loops(call: AttentionCall, query: Tensor, key: Tensor, policy: LongHeads) -> Tensor:
-    """The mask `[heads, q, k]`, in loops over float64; `query` and `key` are those that are scored."""
+def in_loops(call: AttentionCall, scored: Tensor, query: Tensor, key: Tensor, policy: LongHeads) -> Tensor:
+    """The mask `[heads, q, k]`, in loops over float64: `scored` queries, `query` and `key` inside chunks."""
     n, size = call.k_len, policy.chunk
     mask = torch.zeros(call.heads, n, n, dtype=torch.bool)
     for head in range(call.heads):
@@ -47,7 +47,10 @@ def in_loops(call: AttentionCall, query: Tensor, key: Tensor, policy: LongHeads)
             own = q // size
             forced = {0, own - 1, own}
             ranked = sorted(
-                range(own + 1), key=lambda c: -math.inf if c in forced else -float(q_[q] @ chunk_keys[c])
+                range(own + 1),
+                key=lambda c: (
+                    -math.inf if c in forced else -float(scored[0, head, q].double() @ chunk_keys[c])
+                ),
             )
             for chunk in ranked[: policy.chunks]:
                 for k in range(chunk * size, min(n, (chunk + 1) * size)):
@@ -57,19 +60,18 @@ def in_loops(call: AttentionCall, query: Tensor, key: Tensor, policy: LongHeads)
 
 @pytest.mark.parametrize("length", [80, 67])
 def test_it_is_its_formula_in_loops(length: int) -> None:
-    call = make_call(length)
-    assert torch.equal(mask_of(str(POLICY), call)[0], in_loops(call, call.query, call.key, POLICY))
+    """Queries before RoPE meet chunk keys that are rotated inside their chunk."""
+    call, at = make_call(length), torch.arange(length)
+    assert call.rope is not None
+    before, key = (call.rope.undo(tensor, at) for tensor in (call.query, call.key))
+    inside = [call.rope.turn(tensor, at % 8) for tensor in (before, key)]
+    assert torch.equal(mask_of(str(POLICY), call)[0], in_loops(call, before, *inside, POLICY))
 
 
-def test_queries_and_keys_before_rope_are_scored_where_both_are_known() -> None:
-    call = make_call(80)
-    query, key = torch.randn_like(call.query), torch.randn_like(call.key)
-    known = replace(call, query_raw=lambda: query, key_raw=lambda: key)
-    mask = kept(chosen(str(POLICY), known), known)[0]
-    assert torch.equal(mask, in_loops(call, query, key, POLICY))
-    assert not torch.equal(mask, mask_of(str(POLICY), call)[0])
-    half = replace(call, query_raw=lambda: query)
-    assert torch.equal(mask_of(str(POLICY), half), mask_of(str(POLICY), call))
+def test_without_a_known_rotation_all_are_as_they_are() -> None:
+    call = replace(make_call(80), rope=None)
+    expected = in_loops(call, call.query, call.query, call.key, POLICY)
+    assert torch.equal(mask_of(str(POLICY), call)[0], expected)
 
 
 @pytest.mark.parametrize("prefill", [1, 31, 40, 79])
