@@ -103,7 +103,7 @@ class Scoring:
             self.allowed += int(call.allowed.rows(start, stop).sum())
         for place, each in enumerate(chosen):
             kept = each.kept(call, start, stop)[0]
-            self.recalled[call.layer, :, place] += (weights * kept).sum((-1, -2)).double().cpu()
+            self.recalled[call.layer, :, place] += (weights * kept).sum((-1, -2)).cpu().double()
             self.kept[call.layer, :, place] += kept.sum((-1, -2)).cpu()
 
     @property
