@@ -1,103 +1,59 @@
 """How much of the possible speed-up the `blocked` kernel reaches on the CPU, and what its statistics cost.
 
-    python benchmarks/kernels.py [--tokens 4096] [--rounds 15]
+    python benchmarks/kernels.py [--tokens 4096 8192] [--rounds 9] [--out FILE]
 
-One process, one thread, CPU seconds, real random inputs, 9 query and 3 key-value heads of 64, tiles of 128.
-All rows are timed in turn, round after round, so that a slow minute of the machine hits each of them alike.
-The limit of a row is allowed tiles ÷ kept tiles; its ratio is the speed-up over causal SDPA ÷ limit. Choosing
-the keys (`select`) and laying out the tiles (`plan`) are reported apart. Refuses to report, with exit code 1,
-when causal SDPA itself spreads more than 10 % (interquartile range ÷ median). Writes
-`benchmarks/results/kernels.json`.
+One process, one thread, CPU seconds, real random inputs, 9 query and 3 key-value heads of 64. All rows of a length are
+timed in turn, round after round, so that a slow minute of the machine hits each of them alike. The limit of a row is
+what is allowed ÷ what is kept: tiles of 128 for bands and aligned maps, pairs of a query and a key for all others (of
+stripes as a kernel with tiles of 64 loads them). Its ratio is the speed-up over causal SDPA ÷ limit. Choosing the keys
+(`select`) and laying out the work (`plan`) are reported apart. SDPA with a boolean mask and compiled FlexAttention are
+timed in the same rounds. Refuses to report, with exit code 1, when causal SDPA itself spreads more than 10 %
+(interquartile range ÷ median). Writes `benchmarks/results/kernels.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from sparselens.kernels.blocked import Blocked
-from sparselens.kernels.call import Allowed, AttentionCall
+from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.kernel import kernel
-from sparselens.kernels.policy import Memory, parse
-from sparselens.kernels.selection import Everything, Selection, Tiles
+from sparselens.kernels.selection import Everything, Selection
 from sparselens.kernels.statistics import NAMES, Want
 
-HEADS, KV_HEADS, HEAD_DIM, BLOCK = 9, 3, 64, 128
+sys.path.append(str(Path(__file__).parent))
+from _kernel_peers import flex, sdpa, sdpa_masked
+from _kernel_rows import BLOCK, Row, make_call, rows_of
+
+sys.path.pop()  # beside this file lies `kernels.py`, the name of a package that others import
+
 SPREAD = 0.10
+SAME = 1e-4  # outputs of two float32 computations, values up to 5
+MASKED_ROUNDS = 3  # SDPA with a mask takes several times as long as all else
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 DEFAULT_STATISTICS = Want(NAMES - {"gathered"})
-ROWS = [  # name, policy, the ratio the project wants
-    ("shared band, 18 %", "sliding_window(window=257)", 0.8),
-    ("shared band, 50 %", "sliding_window(window=1153)", 0.8),
-    ("independent maps, 18 %", "random(density=0.17,granularity=block)", 0.7),
-    ("independent maps, 50 %", "random(density=0.5,granularity=block)", 0.7),
-    ("band of 18 %, 1 of 9 heads full", "per_head(default=sliding_window(window=257),full=[L0H0])", 0.7),
-    ("band of 50 %, 1 of 9 heads full", "per_head(default=sliding_window(window=1153),full=[L0H0])", 0.7),
-]
+Work = Callable[[], object]
 
 
-@dataclass
-class Row:
-    """A selection to be timed."""
-
-    name: str
-    policy: str
-    target: float
-    selection: Selection
-    select_ms: float
-
-
-def make_call(tokens: int, seed: int = 0) -> AttentionCall:
-    """A causal prefill with normal queries, keys and values."""
-    made = torch.Generator().manual_seed(seed)
-    index = torch.arange(tokens)
-    shapes = [(1, heads, tokens, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    query, key, value = (torch.randn(shape, generator=made) for shape in shapes)
-    return AttentionCall(query, key, value, index[None], index[None], Allowed(index, index), HEAD_DIM**-0.5)
-
-
-def rows_of(call: AttentionCall) -> list[Row]:
-    """The rows of the table, their selections made and timed."""
-    rows = []
-    for name, text, target in ROWS:
-        start = time.process_time()
-        selection = parse(text).select(call, Memory())
-        rows.append(Row(name, text, target, selection, (time.process_time() - start) * 1e3))
-    n = -(-call.q_len // BLOCK)
-    everything = Tiles(torch.ones(1, 1, n, n, dtype=torch.bool), BLOCK, BLOCK)
-    rows.append(Row("full density, tiles", "all tiles", 1 / 1.3, everything, 0.0))
-    rows.append(Row("full density, everything", "dense", 1 / 1.3, Everything(), 0.0))
-    return rows
-
-
-def sdpa(call: AttentionCall, *, grouped: bool) -> Callable[[], object]:
-    """Causal SDPA, with grouped queries or with keys and values repeated beforehand."""
-    if grouped:
-        return lambda: scaled_dot_product_attention(
-            call.query, call.key, call.value, is_causal=True, enable_gqa=True
-        )
-    key, value = (tensor.repeat_interleave(call.group, 1) for tensor in (call.key, call.value))
-    return lambda: scaled_dot_product_attention(call.query, key, value, is_causal=True)
-
-
-def timed(work: Callable[[], object]) -> float:
+def timed(work: Work) -> float:
     """CPU milliseconds of one run."""
     start = time.process_time()
     work()
     return (time.process_time() - start) * 1e3
 
 
-def in_turn(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def in_turn(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each work, `rounds` times, taken in turn after one round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(rounds + 1):
@@ -115,59 +71,98 @@ def spread(times: list[float]) -> float:
 
 
 def error(call: AttentionCall, selection: Selection) -> float:
-    """Largest absolute difference of the output to a float64 computation by the reference kernel."""
-    double = replace(call, query=call.query.double(), key=call.key.double(), value=call.value.double())
-    truth = kernel("reference").attend(double, selection).output
-    return float((Blocked(BLOCK).attend(call, selection).output - truth).abs().max())
+    """Largest absolute difference to the reference kernel in float64, on 4 × 64 rows spread over the prompt."""
+    found = Blocked(BLOCK).attend(call, selection).output
+    worst = 0.0
+    for start in range(0, call.q_len, call.q_len // 4):
+        rows = torch.arange(start + call.q_len // 4 - 64, start + call.q_len // 4)
+        part = call.sequence(0, rows, torch.arange(call.k_len))
+        double = replace(part, query=part.query.double(), key=part.key.double(), value=part.value.double())
+        kept = selection.sequence(0, rows, torch.arange(call.k_len))
+        truth = kernel("reference").attend(double, kept).output
+        worst = max(worst, float((found[:, :, rows] - truth).abs().max()))
+    return worst
 
 
-def measure(call: AttentionCall, rounds: int) -> tuple[list[dict[str, object]], float, float]:
-    """The table, the median and the spread of causal SDPA (the faster way of giving it grouped keys)."""
-    blocked, rows = Blocked(BLOCK), rows_of(call)
-    works: dict[str, Callable[[], object]] = {
+def works_of(
+    call: AttentionCall, rows: list[Row]
+) -> tuple[dict[str, Work], dict[str, list[float]], dict[str, int]]:
+    """What is timed, by name; the times of planning; the cells that a plan computes."""
+    blocked, plans, cells = Blocked(BLOCK), dict[str, list[float]](), dict[str, int]()
+    works: dict[str, Work] = {
         "sdpa grouped": sdpa(call, grouped=True),
         "sdpa repeated": sdpa(call, grouped=False),
     }
-    plans: dict[str, float] = {}
     for row in rows:
         if isinstance(row.selection, Everything):
             works[row.name] = lambda row=row: blocked.attend(call, row.selection)  # type: ignore[misc]
             continue
         plan = blocked.plan(call, row.selection)
-        tries = [timed(lambda row=row: blocked.plan(call, row.selection)) for _ in range(5)]  # type: ignore[misc]
-        plans[row.name] = statistics.median(tries)
+        cells[row.name] = plan.cells
+        plans[row.name] = [timed(lambda row=row: blocked.plan(call, row.selection)) for _ in range(5)]  # type: ignore[misc]
         works[row.name] = lambda plan=plan: blocked.attend_plan(call, plan)  # type: ignore[misc]
+        if row.flex:
+            works[f"flex: {row.name}"] = other = flex(call, row.selection)
+            apart = float((other() - blocked.attend_plan(call, plan).output).abs().max())
+            if apart > SAME:
+                raise ValueError(
+                    f"FlexAttention and blocked differ by {apart:.1e} on {row.name}: not the same mask"
+                )
+    return works, plans, cells
+
+
+def measure(tokens: int, rounds: int) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """The rows of a length, and its peers: causal SDPA (the faster way of giving it grouped keys), masked SDPA."""
+    call = make_call(tokens)
+    rows = rows_of(call)
+    works, plans, cells = works_of(call, rows)
     times = in_turn(works, rounds)
-    fastest = min(("sdpa grouped", "sdpa repeated"), key=lambda name: statistics.median(times[name]))
-    base = statistics.median(times[fastest])
+    middle = {name: statistics.median(taken) for name, taken in times.items()}
+    fastest = min(("sdpa grouped", "sdpa repeated"), key=middle.__getitem__)
+    base = middle[fastest]
+    peers = {"tokens": tokens, "sdpa_ms": base, "sdpa_spread": spread(times[fastest])}
+    if spread(times[fastest]) > SPREAD:
+        return [], peers
+    allowed = int(call.allowed_pairs()[0]) * call.heads
     table: list[dict[str, object]] = []
     for row in rows:
-        own = statistics.median(times[row.name])
-        computed = float(row.selection.density_computed(call, BLOCK).mean())
+        own, plan = middle[row.name], statistics.median(plans.get(row.name, [0.0]))
+        density, touched = (
+            float(found.mean())
+            for found in (row.selection.density(call), row.selection.density_computed(call, BLOCK))
+        )
+        kept = touched if row.by == "tiles" else density
+        other = middle.get(f"flex: {row.name}")
         table.append(
             {
-                "row": row.name,
+                "row": f"{row.name} ({tokens:,})",
                 "policy": row.policy,
-                "density": float(row.selection.density(call).mean()),
-                "density_computed": computed,
+                "density": density,
+                "density_computed": touched,
+                "cells": cells.get(row.name, allowed) / allowed,
                 "select_ms": row.select_ms,
-                "plan_ms": plans.get(row.name, 0.0),
+                "plan_ms": plan,
                 "attend_ms": own,
                 "spread": spread(times[row.name]),
                 "speed_up": base / own,
-                "limit": 1 / computed,
-                "ratio": base / own * computed,
-                "target": row.target,
+                "speed_up_planned": base / (own + plan),
+                "flex_speed_up": base / other if other else None,
+                "limit_by": row.by,
+                "limit": 1 / kept,
+                "ratio": base / own * kept,
+                "wanted_ratio": row.ratio,
+                "wanted_speed_up": row.speed_up,
                 "error": error(call, row.selection),
             }
         )
-    return table, base, spread(times[fastest])
+    masked = in_turn({"sdpa masked": sdpa_masked(call, rows[0].selection)}, MASKED_ROUNDS)["sdpa masked"]
+    return table, peers | {"sdpa_masked_ms": statistics.median(masked)}
 
 
 def measure_statistics(tokens: int, rounds: int) -> dict[str, object]:
     """What all default statistics of a dense call cost beside causal SDPA."""
     call, blocked = make_call(tokens), Blocked(BLOCK)
-    works: dict[str, Callable[[], object]] = {
+    works: dict[str, Work] = {
         "sdpa": sdpa(call, grouped=True),
         "statistics": lambda: blocked.attend(call, Everything(), DEFAULT_STATISTICS),
     }
@@ -176,68 +171,51 @@ def measure_statistics(tokens: int, rounds: int) -> dict[str, object]:
     return {"tokens": tokens, "sdpa_ms": base, "statistics_ms": own, "added_ms": own - base}
 
 
-def show(table: list[dict[str, object]], base: float, wobble: float) -> None:
+def show(table: list[dict[str, object]]) -> None:
     """Print the table."""
-    print(f"causal SDPA {base:.1f} ms, spread {wobble:.1%}\n")
-    names = (
-        "density",
-        "density_computed",
-        "select_ms",
-        "plan_ms",
-        "attend_ms",
-        "spread",
-        "speed_up",
-        "limit",
-        "ratio",
-        "target",
-        "error",
-    )
-    print(f"{'row':34}" + "".join(f"{name:>17}" for name in names))
+    names = [name for name in table[0] if name not in {"row", "policy", "limit_by"}]
+    print(f"{'row':40}" + "".join(f"{name:>17}" for name in names))
     for row in table:
         cells = [row[name] for name in names]
-        written = [
-            f"{cell:.1e}" if name == "error" else f"{cell:.3f}"
-            for name, cell in zip(names, cells, strict=True)
-        ]
-        print(f"{row['row']!s:34}" + "".join(f"{cell:>17}" for cell in written))
+        written = ["–" if cell is None else f"{cell:.2g}" if cell < 1e-3 else f"{cell:.3f}" for cell in cells]  # type: ignore[operator]
+        print(f"{row['row']!s:40}" + "".join(f"{cell:>17}" for cell in written))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, write; 1 when the machine is too unsteady to say anything."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    options.add_argument("--tokens", type=int, default=4096)
-    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192])
+    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--out", type=Path, default=RESULTS, help="where the record is written")
     chosen = options.parse_args(arguments)
     torch.set_num_threads(1)
+    table, lengths, load = list[dict[str, object]](), list[dict[str, object]](), [os.getloadavg()[0]]
     with torch.no_grad():
-        table, base, wobble = measure(make_call(chosen.tokens), chosen.rounds)
-        if wobble > SPREAD:
-            print(
-                f"causal SDPA spreads {wobble:.1%}, more than {SPREAD:.0%}: nothing to report",
-                file=sys.stderr,
-            )
-            return 1
+        for tokens in chosen.tokens:
+            rows, peers = measure(tokens, chosen.rounds)
+            if not rows:
+                said = f"causal SDPA spreads {peers['sdpa_spread']:.1%} at {tokens} tokens, more than {SPREAD:.0%}"
+                print(f"{said}: nothing to report", file=sys.stderr)
+                return 1
+            table += rows
+            lengths.append(peers)
         costs = [measure_statistics(tokens, chosen.rounds) for tokens in (1024, 2048)]
-    show(table, base, wobble)
-    for cost in costs:
-        print(
-            "\nstatistics at {tokens} tokens: SDPA {sdpa_ms:.1f} ms, with all {statistics_ms:.1f} ms".format(
-                **cost
-            )
-        )
-    RESULTS.parent.mkdir(exist_ok=True)
+    load.append(os.getloadavg()[0])
+    show(table)
+    print(*lengths, *costs, f"load {load[0]:.1f} at the start, {load[1]:.1f} at the end", sep="\n")
     record = {
         "machine": f"{platform.machine()} {platform.processor()}".strip(),
+        "cores": os.cpu_count(),
+        "load": load,
         "torch": torch.__version__,
         "threads": 1,
-        "tokens": chosen.tokens,
         "rounds": chosen.rounds,
-        "sdpa_ms": base,
-        "sdpa_spread": wobble,
+        "lengths": lengths,
         "rows": table,
         "statistics": costs,
     }
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    chosen.out.parent.mkdir(exist_ok=True)
+    chosen.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

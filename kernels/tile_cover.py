@@ -19,7 +19,7 @@ from torch import Tensor
 from sparselens.kernels.tile_gather import KeyBatch
 from sparselens.kernels.tile_kept import LOWEST, Kept, counted, packed
 
-COPY = 18  # a key and its value take as long to copy as so many scores take to compute
+COPY = 20  # a key and its value take as long to copy as so many scores take to compute
 CELLS = 1 << 19  # score cells computed together: fewer than for whole tiles, as keys are copied beside them
 FEWEST = 4  # strips that are computed together though some have far fewer keys than others
 VIEW = 3  # the same where keys are not copied: what a key costs beside its scores

@@ -23,8 +23,7 @@ class Kept:
     `alike`: those that all queries of a unit keep, the mask itself unless said; `cells(places, queries, keys)`, with
     `places` `[strips, heads]` in the mask, `queries` `[strips, high]`, `keys` `[strips, n]`, says what single queries
     keep beside them: bool `[strips, heads, high, n]`. `positional`: whether the model's own mask comes on top, by
-    position. `order` int64 `[heads or 1, units * unit]`: the queries, in units. `heads`:
-    the heads, ascending.
+    position. `order` int64 `[heads or 1, units * unit]`: the queries, in units, `NONE` where there is none.
     """
 
     grid: Grid
@@ -42,15 +41,13 @@ class Kept:
         more = -self.mask.shape[1] % units
         if not more:
             return self
-        longer = {name: getattr(self, name) for name in ("mask", "alike")}
-        longer = {
-            name: mask if mask is None else pad(mask, (0, 0, 0, more), value=False)
-            for name, mask in longer.items()
-        }
-        order = self.order
-        if order is not None:
-            order = pad(order, (0, more * self.unit), value=NONE)
-        return replace(self, **longer, order=order)
+        mask, alike, order = self.mask, self.alike, self.order
+        return replace(
+            self,
+            mask=pad(mask, (0, 0, 0, more), value=False),
+            alike=alike if alike is None else pad(alike, (0, 0, 0, more), value=False),
+            order=order if order is None else pad(order, (0, more * self.unit), value=NONE),
+        )
 
     def queries(self, places: Tensor, strip: Tensor, high: int) -> Tensor:
         """Return the queries of strips that are `high` queries high: int64 `[strips, high]`."""

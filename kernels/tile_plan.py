@@ -1,8 +1,8 @@
 """What the blocked kernel will compute: batches of strips, chosen from what a selection is.
 
-Bands, maps of aligned tiles and everything are computed in whole tiles (`tile_strip`); what is scattered, by
-columns, diagonals or single keys, in strips over gathered keys (`tile_gather`) as high as costs least
-(`tile_cover`).
+Bands, aligned maps of tiles and everything are computed in whole tiles (`tile_strip`). What is scattered, by columns,
+diagonals, small tiles, groups or single keys, is computed in strips over gathered keys (`tile_gather`), as high and of
+as many heads as costs least (`tile_cover`), from a map of what is kept (`tile_map`, or `tile_rows` for what has none).
 """
 
 from __future__ import annotations
