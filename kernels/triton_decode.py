@@ -54,10 +54,11 @@ def attend_few(
     sizes = {"BLOCK_R": block_r, "E": size, "BLOCK_E": width(size)}
     triton_decode_device.attend_part[(n_parts, pairs)](
         inputs, work, parts, scores, part_keys,
-        BLOCK_N=STEP, D=call.head_dim, BLOCK_D=width(call.head_dim), UPCAST=upcast, num_warps=4, **sizes,
+        BLOCK_N=STEP, D=call.head_dim, BLOCK_D=width(call.head_dim), UPCAST=upcast, num_warps=4, enable_fp_fusion=True,
+        **sizes,
     )  # fmt: skip
     triton_decode_device.join_parts[(call.group * call.q_len, pairs)](
-        inputs, parts, output, lse, n_parts, **sizes
+        inputs, parts, output, lse, n_parts, enable_fp_fusion=True, **sizes
     )
     return Attended(output, lse, {} if scores is None else _statistics(call, scores, lse, want))
 

@@ -7,19 +7,20 @@ that a long cache is read in parallel. `docs/kernels.md` says what it can do and
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from sparselens.kernels.call import AttentionCall
-from sparselens.kernels.kernel import Attended, Kernel
+from sparselens.kernels.kernel import Attended, Kernel, refuse_bias
 from sparselens.kernels.selection import Selection
 from sparselens.kernels.statistics import NOTHING, Want
 
 if TYPE_CHECKING:
     from sparselens.kernels.triton_launch import Blocks
+    from sparselens.kernels.triton_schedule import Schedule
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -43,17 +44,35 @@ class Triton:
     def attend(self, call: AttentionCall, selection: Selection, want: Want = NOTHING) -> Attended:
         """Attend over kept and allowed keys; see `Attended` for shapes.
 
-        Raises `ValueError` without Triton, on a device that is neither CUDA nor interpreted, and on float64.
+        Raises `ValueError` without Triton, on a device that is neither CUDA nor interpreted, on float64, and on a
+        selection that changes scores.
         """
-        interpreted = _check(call)
+        refuse_bias(selection, self.name)
+        if call.q_len > self.few:
+            return self.attend_plan(call, self.plan(call, selection, want), want)
+        refuse_bias(selection, self.name)
+        upcast = _check(call) and call.query.dtype == torch.bfloat16
         from sparselens.kernels.triton_decode import attend_few
+
+        with on_device(call):
+            return attend_few(call, selection, want, self.splits, upcast)
+
+    def plan(self, call: AttentionCall, selection: Selection, want: Want = NOTHING) -> Schedule:
+        """Return the lists of tiles and keys of a call, for timing and for `attend_plan` with the same want."""
+        refuse_bias(selection, self.name)
+        _check(call)
+        from sparselens.kernels.triton_launch import plan_prefill
+
+        with on_device(call):
+            return plan_prefill(call, selection, want, self.tile)
+
+    def attend_plan(self, call: AttentionCall, work: Schedule, want: Want = NOTHING) -> Attended:
+        """Attend as planned, from any number of queries."""
+        upcast = _check(call) and call.query.dtype == torch.bfloat16
         from sparselens.kernels.triton_launch import attend_prefill
 
-        upcast = interpreted and call.query.dtype == torch.bfloat16
-        with torch.cuda.device(call.device) if call.device.type == "cuda" else nullcontext():
-            if call.q_len <= self.few:
-                return attend_few(call, selection, want, self.splits, upcast)
-            return attend_prefill(call, selection, want, self.blocks(call), upcast)
+        with on_device(call):
+            return attend_prefill(call, work, want, self.blocks(call), upcast)
 
     def blocks(self, call: AttentionCall) -> Blocks:
         """Return the sizes of a launch for this call's type and head_dim."""
@@ -61,9 +80,14 @@ class Triton:
 
         wide = max(call.head_dim, call.value.shape[-1]) > 128
         exact = call.query.dtype == torch.float32  # products in float32 are done without tensor cores
-        block_m = self.block_m or min(self.tile, 64 if exact or wide else 128)
+        block_m = self.block_m or min(self.tile, (32 if wide else 64) if exact else (64 if wide else 128))
         block_n = self.block_n or min(self.tile, 32 if exact else 64)
-        return Blocks(self.tile, block_m, block_n, 4 if exact or wide else 8, 2 if exact or wide else 3)
+        return Blocks(self.tile, block_m, block_n, num_warps=8, num_stages=2 if exact or wide else 3)
+
+
+def on_device(call: AttentionCall) -> AbstractContextManager[object]:
+    """Return the context in which Triton launches on the call's GPU."""
+    return torch.cuda.device(call.device) if call.device.type == "cuda" else nullcontext()
 
 
 def _check(call: AttentionCall) -> bool:

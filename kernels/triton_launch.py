@@ -52,12 +52,13 @@ def width(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def attend_prefill(
-    call: AttentionCall, selection: Selection, want: Want, blocks: Blocks, upcast: bool
-) -> Attended:
-    """Attend from every query of a call; statistics as wanted."""
-    near = max(want.local, 2) if want.names & MASSES else None
-    work = schedule(call, selection, blocks.tile, near)
+def plan_prefill(call: AttentionCall, selection: Selection, want: Want, tile: int) -> Schedule:
+    """Return the work of a call: what it computes, for `attend_prefill` of the same call and want."""
+    return schedule(call, selection, tile, max(want.local, 2) if want.names & MASSES else None)
+
+
+def attend_prefill(call: AttentionCall, work: Schedule, want: Want, blocks: Blocks, upcast: bool) -> Attended:
+    """Attend from every query of a call as planned; statistics as wanted."""
     inputs = inputs_of(call)
     done = _tile_pass(call, inputs, work, want, blocks, upcast)
     if "top" in want.names:
@@ -99,7 +100,7 @@ def _launch(
         TILE=blocks.tile, BLOCK_M=blocks.block_m, BLOCK_N=blocks.block_n,
         D=call.head_dim, BLOCK_D=width(call.head_dim), E=size, BLOCK_E=width(size),
         BLOCK_TOP=1 << max(outputs.top - 1, 0).bit_length(), UPCAST=upcast,
-        num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        num_warps=blocks.num_warps, num_stages=blocks.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def _sums(
     sizes: dict[str, Any] = {
         "TILE": blocks.tile, "BLOCK_M": blocks.block_m, "BLOCK_N": blocks.block_n,
         "D": call.head_dim, "BLOCK_D": width(call.head_dim), "UPCAST": upcast,
-        "num_warps": blocks.num_warps, "num_stages": blocks.num_stages,
+        "num_warps": blocks.num_warps, "num_stages": blocks.num_stages, "enable_fp_fusion": True,
     }  # fmt: skip
     rest = (pools, call.batch * call.heads)
     arguments = (inputs, by_key, work.rules, lse, sums)
@@ -209,6 +210,6 @@ def _gathered(
     triton_second_pass.weights_at_keys[(-(-call.q_len // blocks.block_m), call.batch * call.heads)](
         inputs, by_key, work.rules, lse, index, weight, index.shape[-1],
         TILE=blocks.tile, BLOCK_M=blocks.block_m, D=call.head_dim, BLOCK_D=width(call.head_dim),
-        num_warps=blocks.num_warps,
+        num_warps=blocks.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
     return weight

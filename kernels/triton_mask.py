@@ -75,7 +75,7 @@ def tanh(x):
     """Return tanh to float32 precision: a series near 0, where the quotient would cancel."""
     square = x * x
     near = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
-    far = 1 - 2 / (tl.exp2(2 * LOG2E * x) + 1)
+    far = 1 - 2 / (tl.exp2(x * (2 * LOG2E)) + 1)
     return tl.where(square < 0.0625, near, far)
 
 
