@@ -85,6 +85,7 @@ CALLS: dict[str, str] = {
     "sparse_d": "sparse_d(ratio=0.3,block=32)",
     "sparse_transformer": "sparse_transformer(stride=24)",
     "streaming_llm": "streaming_llm(sink=4,recent=64)",
+    "tidal_decode": "tidal_decode(k=32)",
     "tri_shape": "tri_shape(sink=4,window=128,last=64)",
     "vertical_slash": "vertical_slash(vertical=48,slash=64,tile=0)",
     "x_attention": "x_attention(threshold=0.8,block=64)",
