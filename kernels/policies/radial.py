@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +42,10 @@ class Radial(Policy):
         self.require(self.block >= 1, f"block is 1 or more, not {self.block}")
         self.require(self.full >= 0, f"full is 0 or more, not {self.full}")
         self.require(self.sink >= 0, f"sink is 0 or more, not {self.sink}")
+
+    def wider(self, factor: float) -> Policy:
+        """Return the policy whose whole bands reach `factor` times as far, to the nearest power of two."""
+        return self(full=max(0, round(self.full + math.log2(factor))))
 
     @property
     def reads_tensors(self) -> bool:

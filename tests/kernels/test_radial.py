@@ -42,6 +42,10 @@ def test_wide_bands_are_exact_powers() -> None:
         assert not bool(policy.keeps(edge, near)), band  # distance 2^band - 1: stride 2^(band - 1)
 
 
+def test_wider_moves_the_reach_of_the_whole_bands() -> None:
+    assert [Radial(full=2).wider(factor).full for factor in (0.1, 0.5, 1.0, 4.0, 1024.0)] == [0, 1, 2, 4, 12]
+
+
 def test_fields_that_cannot_be_raise() -> None:
     for wrong in ({"block": 0}, {"full": -1}, {"sink": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
