@@ -111,13 +111,15 @@ class Recorder:
         if record.sparse:
             dropped = record.affected.any(0)
             self.affected = dropped if self.affected is None else self.affected | dropped
+        else:
+            self._ask_locally(call)
         for probe in self.probes:
             columns = probe.rows(record)
             if columns is not None:
                 self.write(probe.table, columns)
 
     def _ask_locally(self, call: AttentionCall) -> None:
-        """Ask a policy whose layers read each other about the base's tensors of a layer that is not recorded."""
+        """Ask a policy whose layers read each other about the base's tensors of a layer where no probe asks it."""
         if self._base is None or not self.policy.reads_layers:
             return
         tensors = (self._base.query, self._base.key, self._base.value)

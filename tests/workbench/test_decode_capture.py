@@ -328,6 +328,27 @@ def test_only_recorded_layers_are_asked_again_and_the_numbers_stay(
         assert few.sql(ask).rows == all_layers.sql(ask).rows
 
 
+def test_layers_that_share_a_choice_are_asked_again_on_the_base_s_tensors(
+    small: Any, prompts: Any, tmp_path: Path
+) -> None:
+    """Layer 0 chooses and keeps everything itself; its choice on the base's tensors is what layer 1 reads there."""
+    policy = "tidal_decode(k=4,start=0,correction=2)"
+    for name, layers in (("all", None), ("one", [1])):
+        options = {"decode": 9, "verify": True, "layers": layers, "progress": False}
+        runs = small.capture(prompts[:1], policy, tmp_path / name, **options)
+        assert str(runs[1].verdict) == "verified 3/3"
+    ask = "SELECT rows, head, write_error FROM diffs WHERE scope = 'local_policy' AND layer = 1 ORDER BY ALL"
+    with connect(tmp_path / "all") as every, connect(tmp_path / "one") as one:
+        found = every.sql(ask).rows
+        assert len(found) >= 4
+        assert one.sql(ask).rows == found
+    # layer 0 is dense in both runs, so layer 1 gets the base's tensors and local and end-to-end errors agree
+    end = ask.replace("local_policy", "end_to_end")
+    with connect(tmp_path / "all") as every:
+        for ours, theirs in zip(found, every.sql(end).rows, strict=True):
+            assert ours[2] == pytest.approx(theirs[2], abs=1e-5)
+
+
 # ---- what is refused ----
 
 
