@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -111,7 +112,7 @@ def works_of(
     return works, plans, cells
 
 
-def measure(tokens: int, rounds: int) -> tuple[list[dict[str, object]], dict[str, object]]:
+def measure(tokens: int, rounds: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of a length, and its peers: causal SDPA (the faster way of giving it grouped keys), masked SDPA."""
     call = make_call(tokens)
     rows = rows_of(call)
@@ -124,7 +125,7 @@ def measure(tokens: int, rounds: int) -> tuple[list[dict[str, object]], dict[str
     if spread(times[fastest]) > SPREAD:
         return [], peers
     allowed = int(call.allowed_pairs()[0]) * call.heads
-    table: list[dict[str, object]] = []
+    table: list[dict[str, Any]] = []
     for row in rows:
         own, plan = middle[row.name], statistics.median(plans.get(row.name, [0.0]))
         density, touched = (
@@ -159,7 +160,7 @@ def measure(tokens: int, rounds: int) -> tuple[list[dict[str, object]], dict[str
     return table, peers | {"sdpa_masked_ms": statistics.median(masked)}
 
 
-def measure_statistics(tokens: int, rounds: int) -> dict[str, object]:
+def measure_statistics(tokens: int, rounds: int) -> dict[str, Any]:
     """What all default statistics of a dense call cost beside causal SDPA."""
     call, blocked = make_call(tokens), Blocked(BLOCK)
     works: dict[str, Work] = {
@@ -171,14 +172,24 @@ def measure_statistics(tokens: int, rounds: int) -> dict[str, object]:
     return {"tokens": tokens, "sdpa_ms": base, "statistics_ms": own, "added_ms": own - base}
 
 
-def show(table: list[dict[str, object]]) -> None:
-    """Print the table."""
-    names = [name for name in table[0] if name not in {"row", "policy", "limit_by"}]
-    print(f"{'row':40}" + "".join(f"{name:>17}" for name in names))
+def show(table: list[dict[str, Any]]) -> None:
+    """Print the table of docs/benchmarks.md."""
+    print(
+        "| row | kept pairs | kept tiles | computed | limit | speed-up | ratio | with planning | Flex | wanted |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for row in table:
-        cells = [row[name] for name in names]
-        written = ["–" if cell is None else f"{cell:.2g}" if cell < 1e-3 else f"{cell:.3f}" for cell in cells]  # type: ignore[operator]
-        print(f"{row['row']!s:40}" + "".join(f"{cell:>17}" for cell in written))
+        shares = " | ".join(f"{row[name]:.1%}" for name in ("density", "density_computed", "cells"))
+        flex_said = "–" if row["flex_speed_up"] is None else f"{row['flex_speed_up']:.2f} ×"
+        wanted = "–"
+        if row["wanted_ratio"] is not None:
+            wanted = f"ratio {row['wanted_ratio']:.2f}"
+        elif row["wanted_speed_up"] is not None:
+            wanted = f"{row['wanted_speed_up']:.2f} ×"
+        print(
+            f"| {row['row']} | {shares} | {row['limit']:.2f} × | {row['speed_up']:.2f} × | {row['ratio']:.2f} "
+            f"| {row['speed_up_planned']:.2f} × | {flex_said} | {wanted} |"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -189,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--out", type=Path, default=RESULTS, help="where the record is written")
     chosen = options.parse_args(arguments)
     torch.set_num_threads(1)
-    table, lengths, load = list[dict[str, object]](), list[dict[str, object]](), [os.getloadavg()[0]]
+    table, lengths, load = list[dict[str, Any]](), list[dict[str, Any]](), [os.getloadavg()[0]]
     with torch.no_grad():
         for tokens in chosen.tokens:
             rows, peers = measure(tokens, chosen.rounds)

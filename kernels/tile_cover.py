@@ -21,7 +21,7 @@ from sparselens.kernels.tile_kept import LOWEST, Kept, counted, packed
 
 COPY = 20  # a key and its value take as long to copy as so many scores take to compute
 CELLS = 1 << 19  # score cells computed together: fewer than for whole tiles, as keys are copied beside them
-FEWEST = 4  # strips that are computed together though some have far fewer keys than others
+PADDING = 1 << 15  # score cells computed in vain cost as much as what each batch costs beside its cells
 VIEW = 3  # the same where keys are not copied: what a key costs beside its scores
 
 
@@ -190,7 +190,7 @@ class _Choice:
         at = 0
         while at < len(order):
             n = (int(counts[at]) + 7) // 8 * 8
-            stop = _alike(counts, at, max(1, CELLS // (n * level.high * folds.heads.shape[1])))
+            stop = _stop(counts, at, level.high * folds.heads.shape[1])
             some = fold[at:stop], strip[at:stop]
             keys = _listed(level.keys[owner[some[0]], some[1]], counts[at:stop], n)
             yield self._batch(level.high, folds.heads[some[0]], folds.places[some[0]], some[1], keys)
@@ -219,8 +219,8 @@ def _listed(keys: Tensor, counts: Tensor, n: int) -> Tensor:
     return listed.sub_(first)
 
 
-def _alike(counts: Tensor, at: int, most: int) -> int:
-    """Return where a batch ends that starts at `at`: `most` strips, or as soon as one has far fewer keys."""
-    next_ones = counts[at : at + most]
-    fewer = int((next_ones * 16 < next_ones[0] * 15).sum())
-    return at + len(next_ones) - min(fewer, max(0, len(next_ones) - FEWEST))
+def _stop(counts: Tensor, at: int, rows: int) -> int:
+    """Return where a batch ends that starts at `at`: it is full, or its padding costs as much as another batch."""
+    some = counts[at : at + max(1, CELLS // (int(counts[at]) * rows))]
+    padding = (some[0] - some).cumsum(0) * rows
+    return at + max(1, int((padding <= PADDING).sum()))
