@@ -106,7 +106,7 @@ def cost(setting: Setting) -> str:
     chosen: Sweep = setting.parameters
     prompts = read_prompts(setting.model, chosen)
     points = len(chosen.policies) * len(chosen.densities)
-    beside = len(spread(prompts, chosen.references)) * (chosen.seeds + 2)
+    beside = len(spread(prompts, chosen.references)) * (chosen.seeds + 1)
     tokens = sum(map(len, prompts))
     return (
         f"{len(chosen.policies)} methods × {len(chosen.densities)} densities on {len(prompts)} prompts of {tokens:,}"

@@ -22,13 +22,14 @@ from sparselens.workbench.probe import mean_over
 from sparselens.workbench.readout import ROWS
 
 
-def forward_numbers(base: Base, policy: Policy, *, every_token: bool) -> dict[str, float]:
+def forward_numbers(base: Base, policy: Policy, *, every_token: bool, tiles: bool = True) -> dict[str, float]:
     """Run the base's prompt under a policy; return the end-to-end numbers of `sweep_metric`.
 
-    Without `every_token` the losses are those of the answer alone, where there is one.
+    Without `every_token` the losses are those of the answer alone, where there is one; without `tiles` the touched
+    tiles are not counted.
     """
     stand, prompt = base.stand, base.prompt
-    watch = Watch(base, acting_rows(policy, prompt, stand.decode))
+    watch = Watch(base, acting_rows(policy, prompt, stand.decode), tiles)
     started = time.perf_counter()
     states, execution = stand.run(prompt, policy, [watch])
     seconds = time.perf_counter() - started - watch.seconds
@@ -52,6 +53,7 @@ class Watch:
 
     base: Base
     acting: Tensor
+    tiles: bool
     kept: int = 0
     allowed: int = 0
     computed: list[float] = field(default_factory=list)
@@ -70,7 +72,8 @@ class Watch:
         counts = selection.counts(call)[0].expand(call.heads, -1).cpu()
         self.kept += int(counts[:, self.acting].sum())
         self.allowed += int(visible[self.acting].sum()) * call.heads
-        self.computed.append(float(selection.density_computed(call).mean()))
+        if self.tiles:
+            self.computed.append(float(selection.density_computed(call).mean()))
         layer = self.base.layers[call.layer]
         change = attended.output[0] - layer.z
         error = self.base.stand.projections[call.layer].norm(change).cpu() / layer.output_norm.cpu()
@@ -84,11 +87,11 @@ class Watch:
     def numbers(self) -> dict[str, float]:
         """Return density, the share of touched tiles, and the mean write error of the heads that have rows."""
         errors = torch.stack(self.errors)
-        return {
+        found = {
             "density": self.kept / max(self.allowed, 1),
-            "density_computed": sum(self.computed) / len(self.computed),
             "write_error": float(errors.nanmean()) if not bool(errors.isnan().all()) else 0.0,
         }
+        return found | ({"density_computed": sum(self.computed) / len(self.computed)} if self.tiles else {})
 
 
 @torch.no_grad()

@@ -53,8 +53,8 @@ HIGHER = ("recalled_mass", "recalled_mass_all", "recalled_mass_nosink", "answer_
 
 REFERENCES = {
     "oracle": "as many keys in each row of each head (or whole tiles in each block of rows), chosen by exact mass",
-    "oracle_mass": "`oracle_mass` at the same density; its recalled_mass_all is that of the best pairs of each layer, "
-    "as many as the method keeps there",
+    "oracle_mass": "the best pairs of each layer, as many as the method keeps there: what `oracle_mass` keeps; of it "
+    "recalled_mass_all alone is measured",
     "random": "as many keys in each row (or whole tiles), drawn at random; mean over the seeds, which are drawn with "
     "the clusters",
 }

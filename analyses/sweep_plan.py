@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparselens.kernels.policies.oracle_mass import OracleMass
 from sparselens.kernels.policies.oracle_of import OracleOf
 from sparselens.kernels.policies.random_of import RandomOf
 from sparselens.kernels.policy import Policy
@@ -85,15 +84,9 @@ class Point:
 ORACLE, ORACLE_MASS, RANDOM = "oracle", "oracle_mass", "random"
 
 
-def references_of(point: Point, seeds: int) -> dict[str, Policy]:
-    """Return the policies that run beside a point, by role: `oracle`, `oracle_mass`, `random_0` and so on."""
-    policy, phase = point.policy, point.policy.phase
-    density = min(max(point.density, 1e-6), 1.0)
-    return {
-        ORACLE: OracleOf(policy),
-        ORACLE_MASS: OracleMass(density=round(density, 6), phase=phase),
-        **{f"{RANDOM}_{seed}": RandomOf(policy, seed) for seed in range(seeds)},
-    }
+def references_of(policy: Policy, seeds: int) -> dict[str, Policy]:
+    """Return the policies that run beside a point, by role: `oracle`, `random_0` and so on."""
+    return {ORACLE: OracleOf(policy), **{f"{RANDOM}_{seed}": RandomOf(policy, seed) for seed in range(seeds)}}
 
 
 def read_prompts(session: Session, chosen: Sweep) -> list[Prompt]:

@@ -89,7 +89,7 @@ class _Weights:
             heads = torch.arange(self.call.heads, device=self.call.device)
             drawn = Drawn(int(role.removeprefix(f"{RANDOM}_")))
             numbers = drawn.keys(self.call, heads, self.start, self.stop)[0]
-            order = numbers.sort(dim=-1, descending=True, stable=True).indices
+            order = torch.from_numpy(np.argsort(-numbers.cpu().numpy(), -1)).to(numbers.device)
             ordered = self.dense.gather(-1, order)
             place = (order == 0).int().argmax(-1)
         sums = torch.nn.functional.pad(ordered.cumsum(-1, dtype=torch.float64), (1, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sparselens.analyses.sweep_base import Base, Stand
 from sparselens.analyses.sweep_forward import as_numbers, forward_numbers, losses
 from sparselens.analyses.sweep_plan import RANDOM, Point, Sweep, read_prompts, references_of, spread
 from sparselens.analyses.sweep_recall import recalls
-from sparselens.analyses.sweep_tune import Tuner, settled
+from sparselens.analyses.sweep_tune import Tuner, local_density, settled
 from sparselens.kernels.kernel import kernel as kernel_named
 from sparselens.kernels.policy import Policy
 from sparselens.kernels.policy import parse as parse_policy
@@ -46,6 +47,7 @@ class Study:
     prompts: list[Prompt] = field(init=False)
     stand: Stand = field(init=False)
     _base: Base | None = None
+    _beside: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         chosen = self.chosen
@@ -62,17 +64,17 @@ class Study:
             for density in chosen.densities
         ]
         tuner = Tuner(self.stand, self.prompts, self.ledger)
-        points = settled(planned, tuner, self._densities)
-        beside = {prompt.id for prompt in spread(self.prompts, chosen.references)}
+        self._beside = {prompt.id for prompt in spread(self.prompts, chosen.references)}
+        points = settled(planned, tuner, partial(self._foretold, tuner.some), self._densities)
         numbers: list[list[Numbers]] = [[] for _ in points]
         base = []
         units = [""] * len(points)
         for prompt in self.prompts:
             base.append(self._plain(prompt))
             for place, (found, unit) in enumerate(self._recalls(points, prompt)):
-                numbers[place].append(found | self._forward(points[place].policy, prompt, whole=True))
+                numbers[place].append(found | self._forward(points[place].policy, prompt))
                 units[place] = unit
-            if prompt.id in beside:
+            if prompt.id in self._beside:
                 for place, point in enumerate(points):
                     numbers[place][-1] |= self._references(point, prompt)
             self.bar.finished_prompt()
@@ -84,8 +86,31 @@ class Study:
         for prompt in self.prompts:
             for place, point in enumerate(points):
                 self.bar.says(f"{point.target:g} · {point.policy} · {prompt.name}")
-                found[place].append(self._forward(point.policy, prompt, whole=True)["density"])
+                found[place].append(self._forward(point.policy, prompt)["density"])
         return [float(np.mean(each)) for each in found]
+
+    def _foretold(self, some: Sequence[Prompt], points: Sequence[Point]) -> list[float]:
+        """Return the densities that points will have: those on the base's tensors, times what runs of some change."""
+        moving = [place for place, point in enumerate(points) if point.policy.reads_tensors]
+        local: dict[int, list[float]] = {place: [] for place in moving}
+        ratios: dict[int, list[float]] = {place: [] for place in moving}
+        for prompt in self.prompts if moving else ():
+            for place in moving:
+                policy = points[place].policy
+                self.bar.says(f"density · {policy} · {prompt.name}")
+                local[place].append(self._local(policy, prompt))
+                if prompt in some:
+                    ratios[place].append(self._forward(policy, prompt)["density"] / local[place][-1])
+        foretold = {place: float(np.mean(local[place]) * np.mean(ratios[place])) for place in moving}
+        return [foretold.get(place, point.target) for place, point in enumerate(points)]
+
+    def _local(self, policy: Policy, prompt: Prompt) -> float:
+        """Return a policy's density on the base's queries and keys."""
+
+        def compute() -> Numbers:
+            return {"density": local_density(self._at(prompt), policy)}
+
+        return self._once(f"local {policy} {policy.hash}", prompt, compute)["density"]
 
     def _at(self, prompt: Prompt) -> Base:
         """Return the prompt under the base; the last one is kept."""
@@ -110,14 +135,18 @@ class Study:
 
         return self._once("base", prompt, compute)
 
-    def _forward(self, policy: Policy, prompt: Prompt, *, whole: bool) -> Numbers:
-        """Return the end-to-end numbers of a policy."""
+    def _forward(self, policy: Policy, prompt: Prompt, *, reference: bool = False) -> Numbers:
+        """Return the end-to-end numbers of a policy.
+
+        Losses of every token are of prompts without an answer, and of methods where references run beside them.
+        """
+        whole = not prompt.answer_ids or (prompt.id in self._beside and not reference)
 
         def compute() -> Numbers:
             self.bar.advance(len(prompt))
-            return forward_numbers(self._at(prompt), policy, every_token=whole)
+            return forward_numbers(self._at(prompt), policy, every_token=whole, tiles=not reference)
 
-        return self._once(f"forward {policy} {policy.hash} {whole}", prompt, compute)
+        return self._once(f"forward {policy} {policy.hash} {whole} {reference}", prompt, compute)
 
     def _recalls(self, points: Sequence[Point], prompt: Prompt) -> list[tuple[Numbers, str]]:
         """Return the recalled mass of every point and its references, and the units that these choose."""
@@ -143,9 +172,9 @@ class Study:
     def _references(self, point: Point, prompt: Prompt) -> Numbers:
         """Return the end-to-end numbers of the references, as `METRIC ROLE`."""
         found = {}
-        for role, policy in references_of(point, self.chosen.seeds).items():
+        for role, policy in references_of(point.policy, self.chosen.seeds).items():
             self.bar.says(f"{role} of {point.policy} · {prompt.name}")
-            numbers = self._forward(policy, prompt, whole=False)
+            numbers = self._forward(policy, prompt, reference=True)
             found |= {f"{metric} {role}": value for metric, value in numbers.items()}
         return found
 

@@ -99,17 +99,17 @@ def widened(
 
 
 def nearest(
-    policy: Policy, density_of: Callable[[Policy], float], density: float, *, steps: int = 24
+    policy: Policy, density_of: Callable[[Policy], float], density: float, *, step: float = 4.0
 ) -> tuple[Policy, float]:
     """Return the policy, wider or narrower, whose density is nearest to `density`, and that density.
 
     `density_of` measures a policy, and may be asked some thirty times. The factor of `Policy.wider` is bracketed by
-    powers of 4 and then narrowed down, so a density that rises with the budget is found within 0.5 %; a policy that
-    jumps over it, or that has no budget, comes back with the nearest that was seen.
+    powers of `step` and then narrowed down, so a density that rises with the budget is found within 0.5 %; a policy
+    that jumps over it, or that has no budget, comes back with the nearest that was seen.
     """
     measured: dict[Policy, float] = {policy: density_of(policy)}
     if _can_widen(policy):
-        _search(policy, density_of, density, steps, measured)
+        _search(policy, density_of, density, step, measured)
     best = min(measured, key=lambda tried: abs(measured[tried] - density))
     return best, measured[best]
 
@@ -118,7 +118,7 @@ def _search(
     policy: Policy,
     density_of: Callable[[Policy], float],
     density: float,
-    steps: int,
+    step: float,
     measured: dict[Policy, float],
 ) -> None:
     """Fill `measured` with policies ever nearer to the density."""
@@ -132,10 +132,10 @@ def _search(
     rising = at(1.0) < density
     low = high = 1.0
     while (at(high) < density) if rising else (at(low) >= density):
-        low, high = (high, 4 * high) if rising else (low / 4, low)
+        low, high = (high, step * high) if rising else (low / step, low)
         if high > WIDEST or low < 1 / WIDEST:
             return
-    for _ in range(steps):
+    for _ in range(2 * STEPS):
         middle = low * (high / low) ** _share(at(low), at(high), density)
         found = at(middle)
         if abs(found - density) <= FINE * density or policy.wider(low) == policy.wider(high):
