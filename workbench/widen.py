@@ -141,6 +141,8 @@ def _search(
         if abs(found - density) <= FINE * density or policy.wider(low) == policy.wider(high):
             return
         low, high = (middle, high) if found < density else (low, middle)
+        if high / low < 1 + FINE / 4:  # a step: nothing lies between
+            return
 
 
 def _share(low: float, high: float, density: float) -> float:
