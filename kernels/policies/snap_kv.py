@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -60,6 +60,10 @@ class SnapKV(Policy):
             f"capacity {self.capacity} does not hold local {self.local} and prefix {self.prefix}",
         )
         self.require(self.phase != "prefill", "it acts on decoded tokens: phase is decode or both")
+
+    def wider(self, factor: float) -> SnapKV:
+        """Return the policy with another capacity, which always holds what is forced."""
+        return replace(self, capacity=max(round(self.capacity * factor), self.local + self.prefix))
 
     def watch(self, call: AttentionCall, memory: Memory) -> None:
         """Choose what stays, from the newest part of the prompt; below `dense_below` everything does."""

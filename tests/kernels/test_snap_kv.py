@@ -112,3 +112,11 @@ def test_below_dense_below_nothing_is_evicted() -> None:
 def test_bad_fields_are_refused(fields: str) -> None:
     with pytest.raises(ValueError, match="snap_kv"):
         parse(f"snap_kv({fields})")
+
+
+def test_a_narrower_capacity_still_holds_what_is_forced() -> None:
+    policy = parse(TEXT)
+    assert [policy.wider(factor) for factor in (2.0, 0.001)] == [
+        replace(policy, capacity=28),
+        replace(policy, capacity=6),
+    ]

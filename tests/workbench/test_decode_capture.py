@@ -349,6 +349,36 @@ def test_layers_that_share_a_choice_are_asked_again_on_the_base_s_tensors(
             assert ours[2] == pytest.approx(theirs[2], abs=1e-5)
 
 
+def test_the_command_decodes_shows_and_repeats_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from small_model import save_small_model
+
+    from sparselens.workbench import cli
+
+    model, trace = str(save_small_model(tmp_path / "model")), str(tmp_path / "trace")
+    capture = [
+        "capture",
+        model,
+        "--trace",
+        trace,
+        "--prompts",
+        "repeats(length=40,n=1)",
+        "--policy",
+        "h2o(heavy=3,recent=3)",
+    ]
+    assert cli.main(capture) == 2
+    assert "a decode policy asked to prefill" in capsys.readouterr().err
+    assert cli.main([*capture, "--decode", "half"]) == 2
+    assert "a number of last tokens" in capsys.readouterr().err
+    assert cli.main([*capture, "--decode", "9", "--verify"]) == 0
+    assert "verified 3/3" in capsys.readouterr().out
+    assert cli.main(["show", "h2o(heavy=3,recent=3)", "--trace", trace]) == 0
+    shown = capsys.readouterr().out
+    assert '"decode": 9' in shown
+    assert "removals" in shown
+    assert cli.main(["rerun", "h2o(heavy=3,recent=3)", "--trace", trace]) == 0
+    assert "equal" in capsys.readouterr().out
+
+
 # ---- what is refused ----
 
 
