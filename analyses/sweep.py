@@ -39,13 +39,16 @@ def find(setting: Setting) -> Findings:
     with Progress(len(prompts), tokens, enabled=setting.progress) as bar:
         swept = Study(setting.model, chosen, setting.ledger, bar).run()
     plain, scores = base_rows(swept)
-    evals, every = [("evals", table(plain))], [("prompt_scores", table(scores) | {"task": TASK})]
+    blocks: list[tuple[str, dict[str, Any]]] = [
+        ("evals", table(plain)),
+        ("prompt_scores", {**table(scores), "task": TASK}),
+    ]
     for place in range(len(swept.points)):
         about = {"run_id": _point_run(setting, swept, place)}
         rows, of_prompts = point_rows(swept, place, chosen.seeds)
-        evals.append(("evals", table(rows) | about))
-        every.append(("prompt_scores", table(of_prompts) | {"task": TASK} | about))
-    return Findings([*evals, *every], _record(chosen), swept.prompts)
+        blocks.append(("evals", {**table(rows), **about}))
+        blocks.append(("prompt_scores", {**table(of_prompts), "task": TASK, **about}))
+    return Findings(blocks, _record(chosen), swept.prompts)
 
 
 def _record(chosen: Sweep) -> dict[str, Any]:

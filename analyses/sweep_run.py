@@ -171,7 +171,7 @@ class Study:
 
     def _references(self, point: Point, prompt: Prompt) -> Numbers:
         """Return the end-to-end numbers of the references, as `METRIC ROLE`."""
-        found = {}
+        found: Numbers = {}
         for role, policy in references_of(point.policy, self.chosen.seeds).items():
             self.bar.says(f"{role} of {point.policy} · {prompt.name}")
             numbers = self._forward(policy, prompt, reference=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,7 +39,7 @@ def sweep(
     from sparselens.workbench.listing import show
     from sparselens.workbench.models import load
 
-    arguments = {
+    arguments: dict[str, Any] = {
         "policies": tuple(policy),
         "densities": numbers(density),
         "prompts": prompts,
