@@ -42,6 +42,7 @@ ROWS = [
     "a_shape(sink=128,window=4096)",
     "random(density=0.1,granularity=block)",
     "random(density=0.5,granularity=block)",
+    "random(density=0.1,granularity=block,block=64)",
     "vertical_slash(vertical=1000,slash=1000,tile=64)",
 ]
 SMALL_ROWS = [
@@ -56,10 +57,11 @@ SAMPLED = 64  # rows that are compared with float64
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large: `device`, `tile`, and a function that times one piece of work in milliseconds."""
+    """Where: `device`, FlexAttention's `tile`, our kernel, and what times a piece of work in milliseconds."""
 
     device: str
     tile: int
+    kernel: Triton
     clock: Callable[[Callable[[], object]], float]
     compiled: bool
 
@@ -155,7 +157,7 @@ def exact_rows(call: AttentionCall, selection: Selection) -> tuple[Tensor, Tenso
 
 def measure(text: str, call: AttentionCall, setting: Setting, rounds: int) -> dict[str, object]:
     """One row of the table."""
-    own = Triton(setting.tile)
+    own = setting.kernel
     policy = parse(text)
     selection = policy.selection_for(call, Memory())
     select_ms = setting.clock(lambda: policy.selection_for(call, Memory()))
@@ -180,7 +182,8 @@ def measure(text: str, call: AttentionCall, setting: Setting, rounds: int) -> di
     return {
         "policy": text,
         "density": float(selection.density(call).mean()),
-        "density_computed": float(selection.density_computed(call, setting.tile).mean()),
+        "tile": plans["bare"].tile,
+        "density_computed": float(selection.density_computed(call, plans["bare"].tile).mean()),
         "select_ms": select_ms,
         "plan_ms": setting.clock(lambda: own.plan(call, selection)),
         **{f"{name}_ms": value for name, value in middle.items()},
@@ -196,7 +199,7 @@ def measure(text: str, call: AttentionCall, setting: Setting, rounds: int) -> di
 
 def check() -> int:
     """Run every step on a few tokens under the interpreter; 1 where an output is wrong."""
-    setting = Setting("cpu", 16, on_cpu, compiled=False)
+    setting = Setting("cpu", 16, Triton(16), on_cpu, compiled=False)
     with torch.no_grad():
         call = make_call(40, 2, 1, 16, "cpu")
         allowed = 2 * torch.finfo(torch.bfloat16).eps * float(call.value.abs().max())
@@ -225,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    setting = Setting("cuda", 128, on_gpu, compiled=True)
+    setting = Setting("cuda", 128, Triton(), on_gpu, compiled=True)
     with torch.no_grad():
         call = make_call(chosen.tokens, chosen.heads, chosen.kv_heads, chosen.head_dim, "cuda")
         table = [measure(text, call, setting, chosen.rounds) for text in ROWS]

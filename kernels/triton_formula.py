@@ -33,6 +33,18 @@ def _parts(selection: Selection, heads: tuple[int, ...]) -> Iterator[tuple[tuple
         yield from _parts(part, tuple(heads[head] for head in owned))
 
 
+def tile_for(selection: Selection) -> int:
+    """Return the tile that wastes least: 64 where a map of tiles is finer than 128, else 128."""
+    match selection:
+        case Mixture():
+            return min(tile_for(part) for _, part in selection.parts)
+        case Union():
+            return min(tile_for(part) for part in selection.parts)
+        case Tiles():
+            return 64 if min(selection.block_q, selection.block_k) < 128 else 128
+    return 128
+
+
 def form(selection: Selection, call: AttentionCall, tile: int) -> Form:
     """Return the form of a selection: its formula where the kernel knows one, else bits."""
     if call.allowed.extra is None:

@@ -29,12 +29,12 @@ TYPES = (torch.float32, torch.float16, torch.bfloat16)
 class Triton:
     """Computes kept tiles on a CUDA GPU, or, slowly, under Triton's interpreter; not float64.
 
-    `tile` queries and keys a tile; `block_m` and `block_n` queries and keys a step (they divide `tile`; chosen
-    by type and head_dim unless given); `few`: calls of at most so many queries read gathered keys, in `splits`
-    parts (chosen by the size of the GPU unless given).
+    `tile` queries and keys a tile (128, or 64 for finer maps of tiles, unless given); `block_m` and `block_n`
+    queries and keys a step (they divide `tile`; chosen by type and head_dim unless given); `few`: calls of at
+    most so many queries read gathered keys, in `splits` parts (chosen by the size of the GPU unless given).
     """
 
-    tile: int = 128
+    tile: int | None = None
     block_m: int | None = None
     block_n: int | None = None
     few: int = 8
@@ -72,17 +72,18 @@ class Triton:
         from sparselens.kernels.triton_launch import attend_prefill
 
         with on_device(call):
-            return attend_prefill(call, work, want, self.blocks(call), upcast)
+            return attend_prefill(call, work, want, self.blocks(call, work.tile), upcast)
 
-    def blocks(self, call: AttentionCall) -> Blocks:
-        """Return the sizes of a launch for this call's type and head_dim."""
+    def blocks(self, call: AttentionCall, tile: int) -> Blocks:
+        """Return the sizes of a launch for this call's type and head_dim, in tiles of `tile`."""
         from sparselens.kernels.triton_launch import Blocks
 
         wide = max(call.head_dim, call.value.shape[-1]) > 128
         exact = call.query.dtype == torch.float32  # products in float32 are done without tensor cores
-        block_m = self.block_m or min(self.tile, (32 if wide else 64) if exact else (64 if wide else 128))
-        block_n = self.block_n or min(self.tile, 32 if exact else 64)
-        return Blocks(self.tile, block_m, block_n, num_warps=8, num_stages=2 if exact or wide else 3)
+        block_m = self.block_m or min(tile, (32 if wide else 64) if exact else (64 if wide else 128))
+        block_n = self.block_n or min(tile, 32 if exact else 64)
+        num_warps = 8 if exact or wide or block_m > 64 else 4
+        return Blocks(tile, block_m, block_n, num_warps, num_stages=2 if exact or wide else 3)
 
 
 def on_device(call: AttentionCall) -> AbstractContextManager[object]:

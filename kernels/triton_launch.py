@@ -14,6 +14,7 @@ from sparselens.kernels.kernel import Attended
 from sparselens.kernels.selection import Selection
 from sparselens.kernels.statistics import ROW_NAMES, Pools, Want
 from sparselens.kernels.triton_arguments import UNTOUCHED, ByKey, Inputs, Outputs
+from sparselens.kernels.triton_formula import tile_for
 from sparselens.kernels.triton_schedule import Schedule, schedule
 
 MASSES = frozenset({"sink_mass", "previous_mass", "local_mass"})
@@ -52,8 +53,9 @@ def width(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def plan_prefill(call: AttentionCall, selection: Selection, want: Want, tile: int) -> Schedule:
+def plan_prefill(call: AttentionCall, selection: Selection, want: Want, tile: int | None) -> Schedule:
     """Return the work of a call: what it computes, for `attend_prefill` of the same call and want."""
+    tile = tile or tile_for(selection)
     return schedule(call, selection, tile, max(want.local, 2) if want.names & MASSES else None)
 
 

@@ -23,7 +23,7 @@ from sparselens.kernels.triton_formula import forms
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Lists and rules of a call; `code_of` int32 `[batch or 1, owners, query tiles, key tiles]`.
+    """Lists and rules of a call in tiles of `tile`; `code_of` int32 `[batch or 1, owners, query tiles, key tiles]`.
 
     `listed` int32 `[batch or 1, owners, n]`: the keys that any query tile reads one by one, -1 padded.
     """
@@ -32,6 +32,7 @@ class Schedule:
     rules: Rules
     code_of: Tensor
     listed: Tensor | None
+    tile: int
 
     @property
     def touched(self) -> Tensor:
@@ -59,7 +60,9 @@ def schedule(call: AttentionCall, selection: Selection, tile: int, near: int | N
     counts = [code.shape[1] for code in codes]
     owner = _owners([heads for heads, _ in found], counts, call, batch)
     lists = _lists(code_of, _near(call, tile, near), owner, (column_start, column))
-    return Schedule(lists, _rules(call, [form for _, form in found], codes, bits, tile), code_of, listed)
+    return Schedule(
+        lists, _rules(call, [form for _, form in found], codes, bits, tile), code_of, listed, tile
+    )
 
 
 def _codes(

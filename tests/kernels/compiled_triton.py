@@ -82,7 +82,7 @@ def compile_instead(show: bool, spilled: dict[str, int]) -> None:
 def prefill(call: AttentionCall, selection: Selection, want: Want = NOTHING) -> None:
     kernel = Triton()
     work = plan_prefill(call, selection, want, kernel.tile)
-    attend_prefill(call, work, want, kernel.blocks(call), False)
+    attend_prefill(call, work, want, kernel.blocks(call, work.tile), False)
 
 
 def main(arguments: list[str]) -> None:

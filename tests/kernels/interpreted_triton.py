@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from sparselens.kernels import triton_launch, triton_mask, triton_schedule, triton_second_pass
-from sparselens.kernels.selection import Band, Bits, Everything, Stripes
+from sparselens.kernels.selection import Band, Bits, Everything, Mixture, Stripes, Tiles, Union
 from sparselens.kernels.statistics import Want
 from sparselens.kernels.triton_form import pack_words
+from sparselens.kernels.triton_formula import tile_for
 from sparselens.kernels.triton_kernel import Triton
 
-from .conftest import make_call
+from .conftest import make_call, random_tiles
 from .triton_cases import CALLS, KINDS, LISTS, TILES, all_statistics, check, selections
 
 
@@ -148,6 +149,14 @@ def test_columns_outside_the_diagonals_are_keys_and_not_tiles() -> None:
     assert int(work.touched.sum()) == 4  # the diagonal
     assert work.lists.column_start is not None
     assert work.lists.column_start.diff().tolist() == [0, 2, 2, 3]
+
+
+def test_finer_maps_get_finer_tiles() -> None:
+    one = torch.ones(1, 1, 2, 2, dtype=torch.bool)
+    fine, coarse = Tiles(one, 64, 64), Tiles(one, 128, 128)
+    assert tile_for(Mixture([((0,), coarse), ((1,), fine)])) == tile_for(Union((coarse, fine))) == 64
+    assert tile_for(coarse) == tile_for(Band(4, 20)) == 128
+    check(Triton(few=0), make_call(80, 1, 1), Tiles(random_tiles(80, 1, 64), 64, 64), Want())
 
 
 def test_words_hold_the_first_key_in_the_lowest_bit() -> None:
