@@ -63,7 +63,9 @@ schema: $(READY)
 
 bench: $(READY)
 	@set -e; for file in benchmarks/*.py; do \
-	  case $$file in */_*) continue;; esac; echo "== $$file"; $(BIN)/python -P "$$file"; done
+	  case $$file in */_*) continue;; \
+	    */gpu.py) command -v nvidia-smi >/dev/null || { echo "== $$file left out: no GPU"; continue; };; esac; \
+	  echo "== $$file"; $(BIN)/python -P "$$file"; done
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-trace demo-trace-report.html
