@@ -18,7 +18,8 @@ SELECT e.run_id, p.args->>'$.method' AS method, (p.args->>'$.target')::DOUBLE AS
 FROM evals e JOIN runs p USING (run_id) JOIN runs s ON s.run_id = e.analysis_id
 WHERE e.task = 'sweep' AND p.kind = 'sweep' AND coalesce($analysis, e.analysis_id) = e.analysis_id
 QUALIFY e.analysis_id = first_value(e.analysis_id) OVER (
-  PARTITION BY p.args, p.weight_hash, p.dtype ORDER BY s.created_at DESC, e.analysis_id DESC)
+  PARTITION BY method, target, prompts, p.phase, p.args->>'$.decode', p.args->>'$.base', p.weight_hash, p.dtype
+  ORDER BY s.created_at DESC, e.analysis_id DESC)
 ORDER BY phase, target, method, e.metric
 """
 """The newest number of every point and metric, long; of one sweep, or of all (`$analysis` NULL)."""
@@ -103,9 +104,10 @@ def figure(frame: pd.DataFrame, metric: str = "recalled_mass") -> go.Figure:
     for role, symbol in (("oracle", "line-ew-open"), ("random", "x-thin-open")):
         made.add_trace(_reference(frame, metric, role, symbol))
     methods = sorted(frame["method"].unique())
+    names = _short(methods)
     for number, method in enumerate(methods):
         points = frame[frame["method"] == method].sort_values("density")
-        made.add_trace(_method(points, metric, method, PALETTE[number % len(PALETTE)]))
+        made.add_trace(_method(points, metric, names[method], PALETTE[number % len(PALETTE)]))
     made.update_layout(
         xaxis_title="measured density",
         yaxis_title=metric.replace("_", " "),
@@ -156,6 +158,15 @@ def _method(points: pd.DataFrame, metric: str, name: str, colour: str) -> go.Sca
         text=[f"{row['policy']}<br>{marks(row)}" for _, row in points.iterrows()],
         hovertemplate="%{text}<br>%{x:.1%}: %{y:.3g}",
     )
+
+
+def _short(methods: Sequence[str]) -> dict[str, str]:
+    """Return what a legend calls each method: its name, its whole call where two share the name."""
+    plain = [method.partition("(")[0] for method in methods]
+    return {
+        method: name if plain.count(name) == 1 else method
+        for method, name in zip(methods, plain, strict=True)
+    }
 
 
 def _symbols(points: pd.DataFrame) -> Sequence[str]:

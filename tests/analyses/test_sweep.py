@@ -213,14 +213,17 @@ def test_off_label_points_and_dense_ones_have_no_rank(points: Any) -> None:
 def test_the_figure_holds_the_points_and_marks_them(swept: Any, points: Any) -> None:
     drawn = swept.figure(metric="write_error")
     traces = {trace.name: trace for trace in drawn.data}
-    assert set(traces) == {"oracle of the same shape", "random of the same shape", *points["method"]}
+    names = {method: method.partition("(")[0] for method in points["method"]}
+    assert set(traces) == {"oracle of the same shape", "random of the same shape", *names.values()}
     for method, rows in points.sort_values("density").groupby("method"):
-        assert list(traces[method].x) == rows["density"].tolist()
-        assert list(traces[method].y) == rows["write_error"].tolist()
+        assert list(traces[names[method]].x) == rows["density"].tolist()
+        assert list(traces[names[method]].y) == rows["write_error"].tolist()
     changed = points.assign(off_label=points["method"].str.startswith("a_shape"))
     symbols = {trace.name: trace.marker.symbol for trace in figure(changed, "nll_change").data}
-    assert set(symbols[METHODS[0]]) == {"circle-open"}
-    assert all("open" not in symbol for symbol in symbols["oracle_topk(k=12)"])
+    assert set(symbols["a_shape"]) == {"circle-open"}
+    assert all("open" not in symbol for symbol in symbols["oracle_topk"])
+    twice = points.assign(method=[f"one(k={n % 3})" for n in range(6)])
+    assert {trace.name for trace in figure(twice, "kl").data} > {"one(k=0)", "one(k=1)", "one(k=2)"}
     with pytest.raises(ValueError, match="one figure is of one phase"):
         figure(points.assign(phase=["prefill"] * 3 + ["decode"] * 3), "nll_change")
 
