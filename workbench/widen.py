@@ -71,7 +71,7 @@ def widened(
     All `budget` fields are multiplied by one factor. Budgets in whole keys may come no nearer than one key a row.
     Raises `ValueError` where the policy says no budget, and where none comes within 2 % or one key a row.
     """
-    if not policy.budget:
+    if not _can_widen(policy):
         raise ValueError(f"{policy.name} says no budget that could be widened")
     measured: dict[Policy, float] = {}
 

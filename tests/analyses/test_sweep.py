@@ -26,6 +26,7 @@ from sparselens.kernels.kernel import kernel
 from sparselens.kernels.policy import Memory, parse
 from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
+from sparselens.workbench.widen import nearest
 
 PROMPTS = "needles(length=160,n=4)"
 METHODS = ("a_shape(sink=2,window=16)", "oracle_topk(k=12)", "random(density=0.3,granularity=block,block=16)")
@@ -279,6 +280,25 @@ def test_the_aim_is_corrected_until_the_measured_density_is_met() -> None:
     (found,) = settled([Point("m", 0.2, parse("random"))], Half(), lambda _: [0.25], measure)  # type: ignore[arg-type]
     assert found.reached
     assert asked == pytest.approx([0.16, 0.4])
+
+
+def test_the_nearest_budget_is_found_in_few_steps_and_a_step_is_not_searched_forever() -> None:
+    asked: list[float] = []
+
+    def smooth(policy: Any) -> float:
+        asked.append(policy.density)
+        return float(policy.density) ** 1.5
+
+    found, density = nearest(parse("random(density=0.9)"), smooth, 0.1)
+    assert density == pytest.approx(0.1, rel=0.005)
+    assert float(found.density) ** 1.5 == density  # type: ignore[attr-defined]
+    assert len(asked) <= 9
+    asked.clear()
+    found, density = nearest(
+        parse("random(density=0.5)"), lambda each: 0.3 if each.density > 0.2 else 0.05, 0.1
+    )  # type: ignore[attr-defined]
+    assert density == 0.05
+    assert nearest(parse("dense"), lambda _: 1.0, 0.1) == (parse("dense"), 1.0)
 
 
 def test_intervals_draw_clusters_and_seeds() -> None:
