@@ -75,7 +75,7 @@ class Watch:
         if self.tiles:
             self.computed.append(float(selection.density_computed(call).mean()))
         layer = self.base.layers[call.layer]
-        change = attended.output[0] - layer.z
+        change = attended.output[0].float() - layer.z.float()
         error = self.base.stand.projections[call.layer].norm(change).cpu() / layer.output_norm.cpu()
         rows = counts < visible
         if self.base.prompt.answer_ids:
