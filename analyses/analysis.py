@@ -188,7 +188,21 @@ class Analysis:
                     f"{self.name} has no parameter {name!r}; it has {', '.join(known) or 'none'}"
                 )
         typed = {name: _typed(self.name, name, value, known[name]) for name, value in arguments.items()}
-        return self.parameters(**typed)
+        parameters = self.parameters(**typed)
+        self._refuse_decode(getattr(parameters, "policy", None))
+        return parameters
+
+    def _refuse_decode(self, policy: str | None) -> None:
+        """Raise `ValueError` on a policy that acts on decode alone: whole texts would run dense under it."""
+        if policy is None:
+            return
+        from sparselens.kernels.policy import parse as parse_policy
+
+        if parse_policy(policy).decodes_only:
+            raise ValueError(
+                f"{self.name} runs whole texts, and {policy} keeps everything until a token is decoded: give it a phase"
+                " that prefills, or capture it with --decode"
+            )
 
     def defaults(self) -> dict[str, Any]:
         """Return the parameters and their defaults."""

@@ -98,12 +98,12 @@ def _unit(setting: Setting, sae: Sae, prompt: Prompt, ask: Ask) -> dict[str, Any
     """Return all numbers of one prompt."""
     from sparselens.analyses.feature_measure import Encoded, prompt_numbers
     from sparselens.kernels.kernel import kernel
+    from sparselens.workbench.decode import decoded_tokens
     from sparselens.workbench.recorded import recorded_policy
 
     sides = []
     for each in reversed(pair_of(setting.trace, setting.parameters.run, setting.parameters.base)):
-        decode = each.record.args.get("decode")
-        steps = len(prompt.answer_ids) if decode == "answer" else decode
+        steps = decoded_tokens(prompt, each.record.args.get("decode")) or None
         sides.append(
             Encoded.of(
                 setting.model,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparselens.analyses.analysis import Analysis, Findings, Setting, Shown
+from sparselens.analyses.analysis import Analysis, Findings, Setting, Shown, analyses
 from sparselens.analyses.ledger import UNITS, Ledger
 from sparselens.storage.trace import Trace
 
@@ -95,3 +95,10 @@ def test_a_ledger_without_a_folder_remembers_while_it_lives() -> None:
     counter, ledger = Counter(), Ledger()
     assert [counter.unit(ledger, 3), counter.unit(ledger, 3)] == [9.0, 9.0]
     assert counter.computed == [3]
+
+
+@pytest.mark.parametrize("name", ["roles", "restore", "ablate", "attribution"])
+def test_a_policy_that_only_decodes_is_not_run_dense_over_whole_texts(name: str) -> None:
+    with pytest.raises(ValueError, match="keeps everything until a token is decoded"):
+        analyses()[name].settle({"policy": "quest(token_budget=64)"})
+    analyses()[name].settle({"policy": "double_sparsity(phase=both,plan=some.json)"})
