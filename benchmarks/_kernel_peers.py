@@ -15,6 +15,8 @@ from sparselens.kernels.selection import Band, Selection, Stripes, Tiles
 
 BLOCK = 128
 _compiled: list[Any] = []
+torch._dynamo.config.recompile_limit = 100  # each row has a mask of its own
+torch._dynamo.config.fail_on_recompile_limit_hit = True  # rather than to go on uncompiled
 
 
 def sdpa(call: AttentionCall, *, grouped: bool) -> Callable[[], object]:
