@@ -137,7 +137,7 @@ def row_sets(prompt: Prompt, base: Encoded, run: Encoded) -> dict[str, Tensor]:
     tokens = len(base.codes)
     every = torch.arange(tokens) > 0
     dropped = torch.cat(
-        [run.attention.dropped(rows).any(0).any(-1) for rows in torch.arange(tokens).split(256)]
+        [run.attention.dropped(rows).any(0).any(-1) for rows in torch.split(torch.arange(tokens), 256)]
     )
     sets = {"all": every, "affected": every & dropped}
     for name in prompt.spans:
@@ -149,12 +149,13 @@ def row_sets(prompt: Prompt, base: Encoded, run: Encoded) -> dict[str, Tensor]:
 def compared(base: Encoded, run: Encoded) -> Tensor:
     """Return the tokens on which features are compared: bool `[tokens]`, by the SAE's error relative to ‖x‖."""
     before, after = relative_error(base), relative_error(run)
-    return after <= WORSE * before
+    fair: Tensor = after <= WORSE * before
+    return fair
 
 
 def relative_error(one: Encoded) -> Tensor:
     """Return ‖x − x̂‖ ÷ ‖x‖ of every token: `[tokens]`."""
-    norm = torch.linalg.vector_norm(one.vectors, dim=-1)
+    norm: Tensor = torch.linalg.vector_norm(one.vectors, dim=-1)
     return one.error / norm.clamp(min=torch.finfo(norm.dtype).tiny)
 
 

@@ -71,7 +71,7 @@ def run_rows(units: Sequence[Unit], side: str, sae: Sae, run_id: str) -> list[Bl
     blocks: list[Block] = []
     for prompt, numbers in units:
         about = {"run_id": run_id, "prompt_id": prompt.id, "sae": short(sae)}
-        tokens = np.arange(len(prompt), dtype=np.uint32)
+        tokens: np.ndarray = np.arange(len(prompt), dtype=np.uint32)
         names = ("n_active", "activation_sum", "unstored_sum", "norm", "error")
         blocks.append(
             ("feature_tokens", about | {"pos": tokens} | {name: numbers[f"{side}_{name}"] for name in names})
@@ -79,8 +79,8 @@ def run_rows(units: Sequence[Unit], side: str, sae: Sae, run_id: str) -> list[Bl
         top = {name: numbers[f"{side}_top_{name}"] for name in ("pos", "feature", "activation")}
         blocks.append(("features", about | top))
         if f"{side}_source_pos" in numbers:
-            names = ("pos", "feature", "head", "k_pos", "value", "dropped", "pre", "unstored")
-            parts = {name: numbers[f"{side}_source_{name}"] for name in names}
+            columns = ("pos", "feature", "head", "k_pos", "value", "dropped", "pre", "unstored")
+            parts = {name: numbers[f"{side}_source_{name}"] for name in columns}
             blocks.append(("feature_sources", about | parts))
     return blocks
 

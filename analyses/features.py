@@ -114,7 +114,8 @@ def _unit(setting: Setting, sae: Sae, prompt: Prompt, ask: Ask) -> dict[str, Any
                 steps,
             )
         )
-    return prompt_numbers(*sides, prompt, sae, setting.model, ask)
+    base, run = sides
+    return prompt_numbers(base, run, prompt, sae, setting.model, ask)
 
 
 def cost(setting: Setting) -> str:

@@ -69,7 +69,7 @@ class Sae:
     def reconstructed(self, vectors: Tensor) -> Tensor:
         """Return the reconstruction of vectors `[…, width]`, in their type and shape."""
         flat = vectors.reshape(-1, vectors.shape[-1])
-        return self.decode(self.encode(flat)).to(vectors.dtype).view_as(vectors)
+        return self.decode(self.encode(flat)).to(vectors.dtype).view(vectors.shape)
 
     @cached_property
     def encoder(self) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ class Sae:
         if self.inner.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
             raise ValueError(f"{self.name} normalises each vector: its pre-activation is not linear in it")
         weights = self.inner.W_enc.detach().float()
-        bias = self.inner.b_enc.detach().float()  # type: ignore[union-attr]
+        bias = self.inner.b_enc.detach().float()
         if self.inner.cfg.apply_b_dec_to_input:
             bias = bias - self.inner.b_dec.detach().float() @ weights
         if getattr(self.inner.cfg, "rescale_acts_by_decoder_norm", False):
@@ -96,7 +96,8 @@ class Sae:
     @cached_property
     def decoder(self) -> Tensor:
         """What each feature writes: `[features, width]`."""
-        return self.inner.W_dec.detach().float()
+        weights: Tensor = self.inner.W_dec.detach().float()
+        return weights
 
     def head_shares(self, heads: int) -> Tensor:
         """Return each head's share of a feature's decoder norm `[features, heads]`; rows sum to 1.
@@ -106,7 +107,8 @@ class Sae:
         if self.site.kind != "hook_z":
             raise ValueError(f"heads are told apart on hook_z, not on {self.site.name}")
         norms = self.decoder.view(self.features, heads, -1).norm(dim=-1)
-        return norms / norms.sum(1, keepdim=True).clamp(min=torch.finfo(norms.dtype).tiny)
+        shares: Tensor = norms / norms.sum(1, keepdim=True).clamp(min=torch.finfo(norms.dtype).tiny)
+        return shares
 
 
 def load_sae(source: str | Path, session: Session, *, hook: str | None = None) -> Sae:

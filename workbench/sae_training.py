@@ -156,7 +156,7 @@ def _untrained(session: Session, recipe: Recipe) -> TrainingSAE[Any]:
     from sae_lens.saes.sae import SAEMetadata
 
     made, config = get_sae_training_class(recipe.architecture)
-    chosen: dict[str, Any] = {
+    kinds: dict[str, dict[str, Any]] = {
         "topk": {"k": recipe.k},
         "batchtopk": {"k": float(recipe.k)},
         "jumprelu": {
@@ -168,7 +168,8 @@ def _untrained(session: Session, recipe: Recipe) -> TrainingSAE[Any]:
             "l1_warm_up_steps": recipe.tokens // recipe.stream.batch // 20,
         },
         "matching_pursuit": {"max_iterations": recipe.k, "decoder_init_norm": 1.0},
-    }[recipe.architecture]
+    }
+    chosen = kinds[recipe.architecture]
     site = recipe.stream.site
     metadata = SAEMetadata(
         model_name=session.provenance.name, hook_name=site.name, context_size=recipe.stream.context
