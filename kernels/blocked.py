@@ -75,8 +75,8 @@ class Blocked:
             soft = attend_batch(batch, plan, tensors)
             if collector is not None:
                 collector.add(soft)
-        output = tensors.output[:-1].view(1, grid.heads, grid.q_len, -1)
-        lse = tensors.lse[:-1].view(1, grid.heads, grid.q_len)
+        rows, lse = tensors.finish()
+        output, lse = rows.view(1, grid.heads, grid.q_len, -1), lse.view(1, grid.heads, grid.q_len)
         statistics = {} if collector is None else collector.finish(call)
         return Attended(output.to(call.query.dtype), lse, statistics)
 

@@ -44,10 +44,7 @@ class Tensors:
 
     @staticmethod
     def of(call: AttentionCall, plan: Plan, keep_scores: bool) -> Tensors:
-        """Take the tensors of a call; `keep_scores` gives scores and weights a buffer each.
-
-        Rows that no strip touches keep what empty rows get: output 0 and lse `-inf`.
-        """
+        """Take the tensors of a call; `keep_scores` gives scores and weights a buffer each."""
         key, value = (_filled(tensor, plan.k_rows) for tensor in (call.key, call.value))
         scores = torch.empty(max((batch.cells for batch in plan.batches), default=0))
         copied = max((batch.copied for batch in plan.batches), default=0)
@@ -56,7 +53,7 @@ class Tensors:
             query=call.query[0].float().reshape(rows, -1),
             key=key,
             value=value,
-            output=torch.zeros(rows + 1, call.value.shape[-1]),
+            output=torch.empty(rows + 1, call.value.shape[-1]),
             lse=torch.full((rows + 1,), float("-inf")),
             copies=(torch.empty(copied, key.shape[-1]), torch.empty(copied, value.shape[-1])),
             scores=scores,
@@ -65,6 +62,11 @@ class Tensors:
             softcap=call.softcap,
             sinks=None if call.sinks is None else call.sinks.float() * LOG2_E,
         )
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Return output and lse without the row of padding; rows that no strip touched are empty rows: zeros."""
+        self.output[self.lse == float("-inf")] = 0.0
+        return self.output[:-1], self.lse[:-1]
 
 
 @dataclass(eq=False)
