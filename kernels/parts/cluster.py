@@ -13,7 +13,7 @@ def k_means(points: Tensor, clusters: int, iterations: int, seed: int) -> Tensor
     Starts from points drawn with `seed`, the same places in every head; fewer points than clusters are used again. A
     centroid that no point is nearest to stays where it is.
     """
-    draw = torch.randperm(points.shape[1], generator=torch.Generator().manual_seed(seed))
+    draw = torch.randperm(points.shape[1], generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     start = draw.to(points.device)[torch.arange(clusters, device=points.device) % points.shape[1]]
     centroids = points[:, start]
     for _ in range(iterations):

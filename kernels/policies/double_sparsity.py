@@ -115,7 +115,7 @@ def _table(plan: Plan) -> list[Tensor]:
     """Return the channels by layer, heaviest first; raises `ValueError` where the plan has none."""
     found: Any = plan.content.get("channels")
     try:
-        return [torch.tensor(layer, dtype=torch.int64) for layer in found]
+        return [torch.tensor(layer, dtype=torch.int64, device="cpu") for layer in found]
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"the plan for double_sparsity has no list of channels for each head: {error}"

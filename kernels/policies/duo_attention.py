@@ -100,10 +100,10 @@ def retrieval_heads(plan: Plan, streaming: float, threshold: float | None) -> tu
     if threshold is not None:
         dense = gates >= threshold
     else:
-        draw = torch.Generator().manual_seed(0)
-        noisy = gates + NOISE * torch.rand(gates.shape, generator=draw, dtype=gates.dtype)
+        draw = torch.Generator("cpu").manual_seed(0)
+        noisy = gates + NOISE * torch.rand(gates.shape, generator=draw, dtype=gates.dtype, device="cpu")
         count = 0 if streaming <= 0 else gates.numel() if streaming >= 1 else _below(streaming, gates.numel())
-        dense = torch.ones(gates.numel(), dtype=torch.bool)
+        dense = torch.ones(gates.numel(), dtype=torch.bool, device="cpu")
         dense[noisy.flatten().argsort()[:count]] = False
         dense = dense.view_as(gates)
     return tuple(tuple(bool(flag) for flag in row) for row in dense.tolist())
@@ -127,7 +127,7 @@ def _gates(plan: Plan) -> torch.Tensor:
         raise ValueError(
             f"{plan.method}: a plan has `gates`, {plan.n_layers} rows of {plan.n_kv_heads} numbers"
         )
-    return torch.tensor(rows, dtype=torch.float64).clamp(0, 1)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu").clamp(0, 1)
 
 
 POLICY = DuoAttention

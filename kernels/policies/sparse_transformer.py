@@ -61,7 +61,7 @@ class SparseTransformer(Policy):
         near, far = self._strided(call, size) if self.pattern == "strided" else self._fixed(call, size)
         if not self.apart:
             return Union((near, far))
-        even, odd = torch.arange(0, call.heads, 2), torch.arange(1, call.heads, 2)
+        even, odd = (torch.arange(first, call.heads, 2, device=call.device) for first in (0, 1))
         parts = [(heads, part) for heads, part in ((even, near), (odd, far)) if len(heads)]
         return Mixture([(tuple(heads.tolist()), part.of_heads(heads)) for heads, part in parts])
 
