@@ -1,0 +1,1 @@
+"""Calibrations: one file a method, each with its `CALIBRATION`."""
