@@ -39,7 +39,7 @@ TOY = {parse(case.text).name: case.text for case in reversed(cases())} | {
     "minference": 'minference(plan="{plan}",tile=0)',
 }
 MOVED = ("streaming_llm",)
-"""Policies that give keys other positions: a mask does not say what they compute."""
+"""Policies that give keys other positions: a mask does not say what they compute, and `blocked` refuses them."""
 UNROTATED = ("long_heads",)
 """Policies that score before RoPE where the call says its rotation, which a padded batch does not (see the card)."""
 QUICK = ("a_shape", "x_attention")
@@ -90,9 +90,12 @@ def test_it_is_captured_on_real_text_verified_and_sparse(smollm2: Any, tmp_path:
     """On 512 tokens of prose; a policy that only decodes decodes the last 64."""
     policy = planned(REAL[name], smollm2, tmp_path)
     decode = decode_of(policy, 64)
-    _, run = capture(
-        smollm2, "prose(length=512,n=1)", [policy], tmp_path / "t", verify=True, decode=decode, progress=False
-    )
+    how: dict[str, Any] = {
+        "kernel": "reference" if name in MOVED else "blocked",
+        "decode": decode,
+        "verify": True,
+    }
+    _, run = capture(smollm2, "prose(length=512,n=1)", [policy], tmp_path / "t", progress=False, **how)
     assert str(run.verdict) == "verified 3/3"
     rows = "decoded" if decode else "all"
     with connect(tmp_path / "t") as trace:
