@@ -12,6 +12,7 @@ import pytest
 from sparselens.storage.disk import TraceError
 from sparselens.storage.manifest import RunRecord
 from sparselens.storage.reader import connect
+from sparselens.storage.schema import SCHEMA_VERSION
 from sparselens.storage.trace import Run, Trace
 from sparselens.storage.writer import RunWriter
 
@@ -151,7 +152,8 @@ def test_a_newer_trace_is_refused_in_one_line(trace_path: Path, writing: Callabl
     manifest = json.loads((run.folder / "manifest.json").read_text())
     (run.folder / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 99}))
     with pytest.raises(
-        TraceError, match=r"run .* was written with schema 99; this sparselens reads up to 2: upgrade it$"
+        TraceError,
+        match=rf"run .* was written with schema 99; this sparselens reads up to {SCHEMA_VERSION}: upgrade it$",
     ):
         connect(trace_path)
     (trace_path / "trace.json").write_text(json.dumps(about | {"schema_version": 99}))
