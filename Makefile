@@ -64,6 +64,7 @@ schema: $(READY)
 bench: $(READY)
 	@set -e; for file in benchmarks/*.py; do \
 	  case $$file in */_*) continue;; \
+	    */plans.py) echo "== $$file left out: an experiment of an hour, run it by itself"; continue;; \
 	    */gpu.py) command -v nvidia-smi >/dev/null || { echo "== $$file left out: no GPU"; continue; };; esac; \
 	  echo "== $$file"; $(BIN)/python -P "$$file"; done
 
