@@ -82,7 +82,7 @@ def sections(frame: Any) -> list[Any]:
                 f"{phase}",
                 html.P(KEY, className="note"),
                 html.Div(graphs, className="columns"),
-                table_figure(points, "recalled_mass"),
+                html.Div(table_figure(points, "recalled_mass"), className="frontier-table"),
                 note=str(prompts),
                 name=f"panel-frontier-{place}",
             )
