@@ -6,16 +6,16 @@ are its arguments, written as a call: `duo_attention(steps=100)`.
 
 from __future__ import annotations
 
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
-from importlib import import_module
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparselens.kernels.plan import Plan
-from sparselens.workbench.call_text import arguments, typed
+from sparselens.workbench.call_text import arguments, built, defaults
+from sparselens.workbench.plug_in import plug_ins
 
 if TYPE_CHECKING:
     from sparselens.workbench.session import Session
@@ -57,8 +57,8 @@ class Calibration(ABC):
 
     @classmethod
     def parameters(cls) -> dict[str, Any]:
-        """The arguments and their defaults."""
-        return {entry.name: None if entry.default is MISSING else entry.default for entry in fields(cls)}
+        """The parameters and their defaults."""
+        return defaults(cls)
 
 
 @cache
@@ -66,13 +66,7 @@ def calibrations() -> dict[str, type[Calibration]]:
     """Return the calibrations by method; raises `ValueError` where two files are for the same one."""
     from sparselens.workbench import calibrations as folder
 
-    found: dict[str, type[Calibration]] = {}
-    for module in sorted(entry.name for entry in pkgutil.iter_modules(folder.__path__)):
-        made = import_module(f"{folder.__name__}.{module}").CALIBRATION
-        if made.method in found:
-            raise ValueError(f"two calibrations are for {made.method!r}: {module}.py and another file")
-        found[made.method] = made
-    return found
+    return plug_ins(folder, "CALIBRATION", attrgetter("method"))
 
 
 def calibration(text: str) -> Calibration:
@@ -84,12 +78,7 @@ def calibration(text: str) -> Calibration:
     if name not in calibrations():
         raise ValueError(f"no calibration for {name!r}; there are {', '.join(calibrations()) or 'none'}")
     kind = calibrations()[name]
-    defaults = kind.parameters()
-    given = arguments(name, rest.removesuffix(")"))
-    for key in given:
-        if key not in defaults:
-            raise ValueError(f"{name} has no argument {key!r}; it has {', '.join(defaults)}")
-    return kind(**{key: typed(name, key, value, defaults[key]) for key, value in given.items()})
+    return built(kind, name, kind.parameters(), arguments(name, rest.removesuffix(")")))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

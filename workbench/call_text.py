@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+Made = TypeVar("Made")
 
 
 def arguments(name: str, text: str) -> dict[str, Any]:
@@ -43,3 +47,19 @@ def typed(name: str, key: str, value: Any, default: Any) -> Any:
     if type(value) is not type(default):
         raise ValueError(f"{name}: {key} is a {type(default).__name__}, not {value!r}")
     return value
+
+
+def defaults(kind: type[Any]) -> dict[str, Any]:
+    """Return the fields of a dataclass and their defaults."""
+    return {entry.name: None if entry.default is MISSING else entry.default for entry in fields(kind)}
+
+
+def built(kind: Callable[..., Made], name: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> Made:
+    """Return `kind` with the given parameters, in the types of their defaults `known`.
+
+    Raises `ValueError` on a parameter that is not known, with those there are, and on a value of another type.
+    """
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{name} has no parameter {key!r}; it has {', '.join(known)}")
+    return kind(**{key: typed(name, key, value, known[key]) for key, value in given.items()})

@@ -44,5 +44,5 @@ def require_decode(policies: Sequence[Policy], prompts: Sequence[Prompt], decode
     if asleep:
         raise ValueError(
             f"a decode policy asked to prefill: {asleep[0]} keeps everything until a token is decoded; give --decode"
-            f" N (the last N tokens of each prompt come one at a time) or --decode {ANSWER}, or --phase both"
+            f" N (the last N tokens of each prompt come one at a time) or --decode {ANSWER}, or say phase=both"
         )

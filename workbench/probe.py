@@ -6,11 +6,10 @@ a function from a `LayerRecord` to columns. Nothing else lists it; two probes fo
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from sparselens.kernels.call import AttentionCall
 from sparselens.kernels.kernel import Attended, Kernel
 from sparselens.kernels.selection import Selection
 from sparselens.kernels.statistics import kept_mass
+from sparselens.workbench.plug_in import plug_ins
 from sparselens.workbench.projection import OutputProjection
 from sparselens.workbench.prompt import Prompt
 from sparselens.workbench.spool import BaseLayer
@@ -55,13 +55,7 @@ def probes() -> Mapping[str, Probe]:
     """Return every probe by name, found in `probes/`."""
     from sparselens.workbench import probes as folder
 
-    found: dict[str, Probe] = {}
-    for module in sorted(info.name for info in pkgutil.iter_modules(folder.__path__)):
-        probe: Probe = importlib.import_module(f"{folder.__name__}.{module}").PROBE
-        if probe.name in found:
-            raise ValueError(f"two probes are called {probe.name!r}")
-        found[probe.name] = probe
-    return found
+    return plug_ins(folder, "PROBE", attrgetter("name"))
 
 
 @dataclass(eq=False)

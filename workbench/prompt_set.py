@@ -7,15 +7,15 @@ command line: `needles(length=1024,depths=[0.1,0.5,0.9])`. Printing and parsing 
 from __future__ import annotations
 
 import difflib
-import pkgutil
 import re
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache
-from importlib import import_module
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparselens.workbench.call_text import arguments as read_arguments
-from sparselens.workbench.call_text import typed
+from sparselens.workbench.call_text import built, defaults
+from sparselens.workbench.plug_in import plug_ins
 
 if TYPE_CHECKING:
     from sparselens.workbench.encoder import Encoder
@@ -46,20 +46,14 @@ class PromptSet:
     @classmethod
     def parameters(cls) -> dict[str, Any]:
         """The parameters and their defaults."""
-        return {entry.name: None if entry.default is MISSING else entry.default for entry in fields(cls)}
+        return defaults(cls)
 
 
 @cache
 def _found() -> dict[str, type[PromptSet]]:
     from sparselens.workbench import prompt_sets as folder
 
-    sets: dict[str, type[PromptSet]] = {}
-    for module in sorted(entry.name for entry in pkgutil.iter_modules(folder.__path__)):
-        found = import_module(f"{folder.__name__}.{module}").PROMPT_SET
-        if found.name in sets:
-            raise ValueError(f"two prompt sets are named {found.name!r}: {module}.py and another file")
-        sets[found.name] = found
-    return sets
+    return plug_ins(folder, "PROMPT_SET", attrgetter("name"))
 
 
 def prompt_sets() -> dict[str, type[PromptSet]]:
@@ -92,12 +86,7 @@ def parse(text: str) -> PromptSet:
 def build(name: str, arguments: dict[str, Any]) -> PromptSet:
     """A set from its name and parameters; ValueError for unknown ones and for wrong types."""
     found = _found()[name]
-    defaults = found.parameters()
-    for key, value in arguments.items():
-        if key not in defaults:
-            raise ValueError(f"{name} has no parameter {key!r}; it has {', '.join(defaults)}")
-        arguments[key] = typed(name, key, value, defaults[key])
-    return found(**arguments)
+    return built(found, name, found.parameters(), arguments)
 
 
 def _written(value: Any) -> str:

@@ -36,6 +36,20 @@ class Case:
     real: str | None = None
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
+    def obeys(self, law: str) -> bool:
+        """Whether a law is about this case, and the case does not name it as an exception.
+
+        `generous` and `nested` are about policies with a budget, `decode` about those that decide row by row,
+        `repeated` about those whose choice does not take the group together.
+        """
+        about = {
+            "generous": self.generous is not None,
+            "nested": self.wider is not None,
+            "decode": self.row_local,
+            "repeated": not (self.by_group and parse(self.text).reads_tensors),
+        }
+        return about.get(law, True) and law not in self.exceptions
+
 
 def cases() -> list[Case]:
     """Return the cases of all families."""

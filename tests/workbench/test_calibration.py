@@ -136,7 +136,7 @@ def test_a_call_is_read_into_its_arguments() -> None:
     ("text", "said"),
     [
         ("nothing", "no calibration for 'nothing'; there are counted"),
-        ("counted(second=1)", "no argument 'second'; it has first, lengths"),
+        ("counted(second=1)", "no parameter 'second'; it has first, lengths"),
         ("counted(first=many)", "first is a int"),
         ("counted(first", "counted"),
     ],
