@@ -1,4 +1,6 @@
-"""Analyses: one question a file in this folder, found by its constant `ANALYSIS`; nothing else lists it.
+"""Analyses: one question each, found by the constant `ANALYSIS` of its file; nothing else lists it.
+
+A question is a file here, or `question.py` in a folder of its own that holds its parts.
 
 An analysis runs a `Session` or reads the tables of a trace. Its rows go back into the trace as a run of kind
 `analysis`, all at once when it ends. Equal arguments on the same weights are answered by the run that is there; one
@@ -297,16 +299,17 @@ def analyses() -> Mapping[str, Analysis]:
 
 
 def found_in(folder: Path, package: str) -> dict[str, Analysis]:
-    """Return the analyses of a folder whose files are modules of `package`."""
+    """Return the analyses of a folder whose files, and those of its folders, are modules of `package`."""
     found: dict[str, Analysis] = {}
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted((*folder.glob("*.py"), *folder.glob("*/*.py"))):
         if not _has_one(path):
             continue
-        analysis: Analysis = import_module(f"{package}.{path.stem}").ANALYSIS
+        module = ".".join(path.relative_to(folder).with_suffix("").parts)
+        analysis: Analysis = import_module(f"{package}.{module}").ANALYSIS
         if analysis.name in found:
             raise ValueError(f"two analyses are named {analysis.name!r}: {path.name} and another file")
         found[analysis.name] = analysis
-    return found
+    return dict(sorted(found.items()))
 
 
 def _has_one(path: Path) -> bool:

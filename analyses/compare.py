@@ -11,7 +11,7 @@ import pandas as pd
 
 from sparselens.analyses.comparison import Comparison
 from sparselens.analyses.diff import diff
-from sparselens.analyses.report import page, report
+from sparselens.analyses.report.report import page, report
 from sparselens.analyses.runs import find_run
 from sparselens.storage.reader import connect
 
@@ -66,7 +66,7 @@ class Compared:
         return self.report("markdown")
 
     def _repr_html_(self) -> str:
-        from sparselens.analyses.report_html import html
+        from sparselens.analyses.report.html import html
 
         return html(page(self.trace, self.base, self.runs), whole=False)
 

@@ -21,8 +21,8 @@ NAMED = 0.1
 
 @cache
 def queries(file: str = "comparison.sql") -> dict[str, str]:
-    """Return the statements of a file beside this one by name."""
-    text = Path(__file__).with_name(file).read_text(encoding="utf-8")
+    """Return the statements of a file in `analyses/` by name."""
+    text = (Path(__file__).parent / file).read_text(encoding="utf-8")
     parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
     return {name: body.strip().rstrip(";") for name, body in zip(parts[::2], parts[1::2], strict=True)}
 

@@ -36,10 +36,10 @@ import numpy as np
 import platformdirs
 import torch
 
-from sparselens.analyses.cause_plan import drawn
+from sparselens.analyses.cause.plan import drawn
+from sparselens.analyses.cause.ranking import ranking_numbers
 from sparselens.analyses.interval import clustered_mean
 from sparselens.analyses.ledger import Ledger
-from sparselens.analyses.ranking import ranking_numbers
 from sparselens.analyses.stage import OUTCOMES, outcome
 from sparselens.kernels.kernel import Kernel, kernel
 from sparselens.kernels.plan import Plan, read_plan

@@ -7,8 +7,8 @@ from typing import Any
 from dash import Dash, Input, Output, dcc, html
 from pandas import isna
 
-from sparselens.analyses.frontier import POINTS, figure, headline, marks, ranked, wide
-from sparselens.analyses.sweep_metric import METRICS
+from sparselens.analyses.sweep.frontier import POINTS, figure, headline, marks, ranked, wide
+from sparselens.analyses.sweep.metric import METRICS
 from sparselens.dashboards.page import PAIR, Page, message, panel, problem
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.verdict import number

@@ -17,18 +17,18 @@ from small_tokenizer import small_tokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sparselens.analyses import attribution
-from sparselens.analyses.attribution import ANALYSIS
-from sparselens.analyses.attribution_measure import seen
-from sparselens.analyses.attribution_method import checked, frozen, integrated_gradients, log_probability
-from sparselens.analyses.attribution_plan import (
+from sparselens.analyses.attribution import question as attribution
+from sparselens.analyses.attribution.measure import seen
+from sparselens.analyses.attribution.method import checked, frozen, integrated_gradients, log_probability
+from sparselens.analyses.attribution.plan import (
     Attribution,
     Case,
     cases,
     replacement_token,
     template_tokens,
 )
-from sparselens.analyses.attribution_scores import (
+from sparselens.analyses.attribution.question import ANALYSIS
+from sparselens.analyses.attribution.scores import (
     correlations,
     held_out_best,
     metrics,
@@ -36,7 +36,7 @@ from sparselens.analyses.attribution_scores import (
     spearman_given,
     units,
 )
-from sparselens.analyses.attribution_show import dense_partner
+from sparselens.analyses.attribution.show import dense_partner
 from sparselens.kernels.policy import policy as policy_of
 from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from sparselens.analyses import cause_run
-from sparselens.analyses.ablate import ANALYSIS as ABLATE
-from sparselens.analyses.cause_plan import Trial, drawn, folds, moved, planned, ranked, sets_of
-from sparselens.analyses.cause_rows import Panel
-from sparselens.analyses.estimate import estimate
+from sparselens.analyses.cause import run as cause_run
+from sparselens.analyses.cause.ablate import ANALYSIS as ABLATE
+from sparselens.analyses.cause.estimate import estimate
+from sparselens.analyses.cause.plan import Trial, drawn, folds, moved, planned, ranked, sets_of
+from sparselens.analyses.cause.ranking import ranking_numbers
+from sparselens.analyses.cause.restore import ANALYSIS, Restore
+from sparselens.analyses.cause.rows import Panel
 from sparselens.analyses.interval import bounds, clustered_mean, resamples
-from sparselens.analyses.ranking import ranking_numbers
-from sparselens.analyses.restore import ANALYSIS, Restore
 from sparselens.kernels.kernel import kernel
 from sparselens.kernels.policy import parse
 from sparselens.storage.reader import connect

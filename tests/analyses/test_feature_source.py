@@ -10,7 +10,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from small_session import small_session
 
-from sparselens.analyses.feature_source import Attention, Reader, Watch
+from sparselens.analyses.features.source import Attention, Reader, Watch
 from sparselens.workbench.sae import Sae
 from sparselens.workbench.session import Session
 from sparselens.workbench.site import Site

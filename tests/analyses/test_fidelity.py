@@ -20,14 +20,14 @@ from small_model import save_small_model
 from small_tokenizer import small_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sparselens.analyses import fidelity as module
-from sparselens.analyses.fidelity import ANALYSIS
-from sparselens.analyses.fidelity_interval import means, ratios
-from sparselens.analyses.fidelity_needle import Needle, needle_numbers
-from sparselens.analyses.fidelity_noise import Floor
+from sparselens.analyses.fidelity import question as module
+from sparselens.analyses.fidelity.interval import means, ratios
+from sparselens.analyses.fidelity.needle import Needle, needle_numbers
+from sparselens.analyses.fidelity.noise import Floor
+from sparselens.analyses.fidelity.question import ANALYSIS
 from sparselens.analyses.interval import DRAWS, clustered_mean
-from sparselens.analyses.role_retrieval import one_run
-from sparselens.analyses.roles import ANALYSIS as ROLES
+from sparselens.analyses.roles.question import ANALYSIS as ROLES
+from sparselens.analyses.roles.retrieval import one_run
 from sparselens.kernels.kernel import kernel
 from sparselens.kernels.policy import parse
 from sparselens.kernels.statistics import Want

@@ -14,7 +14,7 @@ from toy_measure import attention_at, loss, predicted, prompts_of
 from toy_training import Toy
 
 from sparselens.analyses.pattern_scores import is_sink, sink_alpha
-from sparselens.analyses.sinks import ANALYSIS
+from sparselens.analyses.sinks.question import ANALYSIS
 from sparselens.storage.reader import connect
 from sparselens.workbench.projection import OutputProjection
 

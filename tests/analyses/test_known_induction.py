@@ -11,9 +11,9 @@ from toy_induction import FIXED_GAP, FIXED_HALF, Repeated, induction_toy, repeat
 from toy_measure import accuracy, attention_at, in_layer, means, predicted, prompts_of, zeroed
 from toy_training import Toy
 
-from sparselens.analyses.role_labels import labels
-from sparselens.analyses.role_watch import TargetWatch
-from sparselens.analyses.roles import ANALYSIS
+from sparselens.analyses.roles.labels import labels
+from sparselens.analyses.roles.question import ANALYSIS
+from sparselens.analyses.roles.watch import TargetWatch
 from sparselens.storage.reader import connect
 
 ONLY = {"sequences": 16, "parts": ("repeats",)}  # prose is no text to a toy

@@ -13,7 +13,7 @@ from transformer_lens.head_detector import (
 )
 
 from sparselens.analyses.pattern_scores import TARGETS, entropy_share, mean_on_targets, targets
-from sparselens.analyses.role_labels import labels
+from sparselens.analyses.roles.labels import labels
 from sparselens.kernels.call import Allowed, AttentionCall
 from sparselens.kernels.statistics import Pools, Want, empty_statistics, reduce_rows
 

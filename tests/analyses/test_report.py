@@ -14,10 +14,10 @@ from report_trace import HEADS, HOSTILE, LAYERS, POLICIES, PROMPTS, analysis, er
 from typer.main import get_command
 
 from sparselens.analyses.interval import clustered_mean
-from sparselens.analyses.report import page, report
-from sparselens.analyses.report_number import interval, number, share
-from sparselens.analyses.report_page import Cell, Missing, Page, Paragraph, Section, Table
-from sparselens.analyses.report_text import plain
+from sparselens.analyses.report.number import interval, number, share
+from sparselens.analyses.report.page import Cell, Missing, Page, Paragraph, Section, Table
+from sparselens.analyses.report.report import page, report
+from sparselens.analyses.report.text import plain
 from sparselens.storage.reader import connect
 from sparselens.workbench import cli
 
@@ -580,7 +580,7 @@ def test_the_report_needs_no_model() -> None:
     import sys
 
     code = (
-        "import sys, sparselens.analyses.report, sparselens.analyses.report_html\n"
+        "import sys, sparselens.analyses.report.report, sparselens.analyses.report.html\n"
         "print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

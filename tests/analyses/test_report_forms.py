@@ -14,10 +14,9 @@ from report_trace import HEADS, HOSTILE, LAYERS, POLICIES, analysis, planted
 
 from sparselens.analyses.compare import compare
 from sparselens.analyses.interval import Interval
-from sparselens.analyses.report import FORMATS, page, report
-from sparselens.analyses.report_html import bars, html
-from sparselens.analyses.report_markdown import markdown, written
-from sparselens.analyses.report_page import (
+from sparselens.analyses.report.html import bars, html
+from sparselens.analyses.report.markdown import markdown, written
+from sparselens.analyses.report.page import (
     Cell,
     Grid,
     Grids,
@@ -29,7 +28,8 @@ from sparselens.analyses.report_page import (
     Verbatim,
     visible,
 )
-from sparselens.analyses.report_text import plain, text
+from sparselens.analyses.report.report import FORMATS, page, report
+from sparselens.analyses.report.text import plain, text
 from sparselens.workbench.cli import main
 from sparselens.workbench.commands.report import Format
 
@@ -277,7 +277,7 @@ def test_a_comparison_shows_itself_in_a_notebook(trace: Path) -> None:
 def test_the_template_is_in_the_package_and_never_switches_escaping_off() -> None:
     from importlib.resources import files
 
-    source = files("sparselens.analyses").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = files("sparselens.analyses.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     assert "|safe" not in re.sub(r"\s", "", source)
     assert "autoescape" not in source
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparselens.analyses.ground import Ground
 from sparselens.analyses.retrieval_watch import (
     Place,
     RetrievalWatch,
@@ -21,10 +20,11 @@ from sparselens.analyses.retrieval_watch import (
     recall,
     wu_scores,
 )
-from sparselens.analyses.role_plan import Roles
-from sparselens.analyses.role_plan import planned as plan_of
-from sparselens.analyses.role_retrieval import Answered, on_needles, one_run, scores_of
-from sparselens.analyses.roles import ANALYSIS
+from sparselens.analyses.roles.ground import Ground
+from sparselens.analyses.roles.plan import Roles
+from sparselens.analyses.roles.plan import planned as plan_of
+from sparselens.analyses.roles.question import ANALYSIS
+from sparselens.analyses.roles.retrieval import Answered, on_needles, one_run, scores_of
 from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
 from sparselens.workbench.generation import walked
@@ -149,7 +149,7 @@ def test_runs_that_did_not_answer_are_left_out_and_counted(
     shown = ANALYSIS.show(Trace.open(tmp_path / "none"), run_id, {})
     assert "needles: the base answered 0 of 8 runs: no retrieval score" in " ".join(shown.notes)
 
-    from sparselens.analyses import role_retrieval
+    from sparselens.analyses.roles import retrieval as role_retrieval
 
     def answers(session: Any, prompt: Any, place: Any, *rest: Any) -> dict[str, Any]:
         found = one_run(session, prompt, place, *rest)

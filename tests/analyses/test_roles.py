@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparselens.analyses import ground
 from sparselens.analyses.analysis import Analysis, Findings, Shown, analyses, found_in, parse
 from sparselens.analyses.interval import clustered_mean, clustered_means
 from sparselens.analyses.pattern_scores import (
@@ -25,11 +24,12 @@ from sparselens.analyses.pattern_scores import (
     sink_alpha,
     targets,
 )
-from sparselens.analyses.report import report
-from sparselens.analyses.role_labels import labels
-from sparselens.analyses.role_plan import Roles, planned
-from sparselens.analyses.role_watch import TargetWatch, looked
-from sparselens.analyses.roles import ANALYSIS, measured_on
+from sparselens.analyses.report.report import report
+from sparselens.analyses.roles import ground
+from sparselens.analyses.roles.labels import labels
+from sparselens.analyses.roles.plan import Roles, planned
+from sparselens.analyses.roles.question import ANALYSIS, measured_on
+from sparselens.analyses.roles.watch import TargetWatch, looked
 from sparselens.kernels.call import Allowed, AttentionCall
 from sparselens.kernels.kernel import Attended
 from sparselens.kernels.selection import Selection
@@ -540,7 +540,7 @@ def test_two_analyses_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytes
     folder.mkdir()
     for name in ("one", "two"):
         (folder / f"{name}.py").write_text(
-            "from sparselens.analyses.roles import ANALYSIS as A\nANALYSIS = A\n"
+            "from sparselens.analyses.roles.question import ANALYSIS as A\nANALYSIS = A\n"
         )
     (folder / "__init__.py").write_text("")
     (folder / "three.py").write_text("raise RuntimeError('has no ANALYSIS, is not imported')\n")

@@ -12,7 +12,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from small_session import small_session
 
-from sparselens.analyses.sae_quality import quality
+from sparselens.analyses.features.sae_quality import quality
 from sparselens.workbench.activations import Stream
 from sparselens.workbench.sae import Sae, load_sae
 from sparselens.workbench.sae_training import RECORD, Recipe, train

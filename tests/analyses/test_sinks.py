@@ -13,8 +13,8 @@ from sink_model import LENGTH, STEEP, sink_session
 from slow_sinks import slow_change, slow_profile
 
 import sparselens as sl
-from sparselens.analyses.sink_profile import ranges
-from sparselens.analyses.sinks import ANALYSIS
+from sparselens.analyses.sinks.profile import ranges
+from sparselens.analyses.sinks.question import ANALYSIS
 from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
 from sparselens.storage.writer import RunWriter

@@ -11,17 +11,17 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
-from sparselens.analyses import sweep_run
 from sparselens.analyses.analysis import analyses
 from sparselens.analyses.answer import analyse
-from sparselens.analyses.frontier import POINTS, figure, ranked, wide
 from sparselens.analyses.interval import clustered_mean
 from sparselens.analyses.ledger import Ledger
-from sparselens.analyses.sweep_base import Base, Stand
-from sparselens.analyses.sweep_plan import Point, spread
-from sparselens.analyses.sweep_recall import recalls
-from sparselens.analyses.sweep_rows import seeded_mean
-from sparselens.analyses.sweep_tune import settled
+from sparselens.analyses.sweep import run as sweep_run
+from sparselens.analyses.sweep.base import Base, Stand
+from sparselens.analyses.sweep.frontier import POINTS, figure, ranked, wide
+from sparselens.analyses.sweep.plan import Point, spread
+from sparselens.analyses.sweep.recall import recalls
+from sparselens.analyses.sweep.rows import seeded_mean
+from sparselens.analyses.sweep.tune import settled
 from sparselens.kernels.kernel import kernel
 from sparselens.kernels.policy import Memory, parse
 from sparselens.storage.reader import connect
@@ -339,7 +339,7 @@ def test_bad_arguments_are_refused_in_one_line(given: dict[str, Any], said: str)
 
 
 def test_a_ledger_without_a_folder_serves_too(small: Any) -> None:
-    from sparselens.analyses.sweep_plan import Sweep
+    from sparselens.analyses.sweep.plan import Sweep
     from sparselens.workbench.progress import Progress
 
     chosen = Sweep(policies=(METHODS[0],), densities=(0.3,), prompts="prose(length=96,n=2)", seeds=1)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from sparselens.analyses.ground import Ground
 from sparselens.analyses.measured import Measured
-from sparselens.analyses.role_importance import on_ablation
-from sparselens.analyses.role_labels import labels
-from sparselens.analyses.role_plan import Roles, planned
-from sparselens.analyses.role_state import on_states
+from sparselens.analyses.roles.ground import Ground
+from sparselens.analyses.roles.importance import on_ablation
+from sparselens.analyses.roles.labels import labels
+from sparselens.analyses.roles.plan import Roles, planned
+from sparselens.analyses.roles.state import on_states
 from sparselens.workbench.progress import Progress
 from sparselens.workbench.projection import output_linear
 from sparselens.workbench.session import attention_layers, decoder_layers

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from plotly.utils import PlotlyJSONEncoder
 
-from sparselens.analyses.frontier import POINTS, ranked, wide
+from sparselens.analyses.sweep.frontier import POINTS, ranked, wide
 from sparselens.dashboards.app import create_app
 from sparselens.dashboards.pages.frontier import sections
 from sparselens.dashboards.query import Source

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import sparselens as sl
-from sparselens.analyses.role_watch import TargetWatch, Watch, watched
+from sparselens.analyses.roles.watch import TargetWatch, Watch, watched
 from sparselens.kernels.kernel import kernel
 from sparselens.kernels.policy import Policy
 from sparselens.kernels.selection import Everything

@@ -90,7 +90,7 @@ def _analyse(session: Session, trace: Path, runs: list[RunHandle]) -> None:
 
 def _report(trace: Path, runs: list[RunHandle]) -> None:
     """Write the report of all policies as one file beside the trace."""
-    from sparselens.analyses.report import report
+    from sparselens.analyses.report.report import report
 
     file = trace.with_name(f"{trace.name}-report.html")
     written = report(trace, runs[0].run_id, [run.run_id for run in runs[1:]], form="html")

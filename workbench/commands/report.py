@@ -32,7 +32,7 @@ def report(
     top: Annotated[int, typer.Option(min=1, help="How many heads of each run to tell in full.")] = 8,
 ) -> None:
     """Say what was preserved, what was dropped and which heads repair it, from the tables alone."""
-    from sparselens.analyses.report import report as write
+    from sparselens.analyses.report.report import report as write
 
     if form is None:
         form = Format.TEXT if output is None else ENDINGS.get(output.suffix.lower(), Format.TEXT)

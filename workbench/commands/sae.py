@@ -82,7 +82,7 @@ def card(
     """Measure an SAE on text that it was not trained on: sparsity, reconstruction, loss recovered."""
     from itertools import islice
 
-    from sparselens.analyses.sae_quality import quality
+    from sparselens.analyses.features.sae_quality import quality
     from sparselens.workbench.corpus import documents
     from sparselens.workbench.corpus import windows as cut
     from sparselens.workbench.listing import show

@@ -34,8 +34,8 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
 ) -> None:
     """Measure every policy at every density; an interrupted sweep goes on where it stopped."""
-    from sparselens.analyses.sweep import ANALYSIS
-    from sparselens.analyses.sweep_metric import METRICS
+    from sparselens.analyses.sweep.metric import METRICS
+    from sparselens.analyses.sweep.question import ANALYSIS
     from sparselens.workbench.listing import show
     from sparselens.workbench.models import load
 

@@ -1,0 +1,1 @@
+"""Heads given back and taken away: `restore` and `ablate`."""

@@ -1,0 +1,1 @@
+"""SAE features under two policies."""

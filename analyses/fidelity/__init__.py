@@ -1,0 +1,1 @@
+"""How close a sparse run is to its base."""
