@@ -10,6 +10,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ def _register(app: Dash, source: Source, found: list[Page]) -> None:
         asked, complaints = Selection.parse(search or "")
         try:
             settled = settle(source, asked, complaints)
+            page = by_path.get(path or "/")
+            if page is not None and page.settle is not None:
+                settled = replace(settled, selection=page.settle(source, settled.selection))
         except SourceError as problem:
             return None, shell.notices([*complaints, str(problem)], problem.advice)
         title = by_path[path].name if path in by_path else "no such page"

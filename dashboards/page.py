@@ -18,13 +18,18 @@ Part = dict[str, Any]
 
 @dataclass(frozen=True)
 class Page:
-    """One page: `layout()` is its empty panels, `register(app, source)` its callbacks."""
+    """One page: `layout()` is its empty panels, `register(app, source)` its callbacks.
+
+    `settle(source, selection)` fills the fields that only this page reads from what the trace has; a page without
+    one has none.
+    """
 
     name: str
     path: str
     order: int
     layout: Callable[[], Any]
     register: Callable[[Dash, Source], None]
+    settle: Callable[[Source, Selection], Selection] | None = None
 
 
 def pages() -> list[Page]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
+SIDES = ("a", "b", "diff")
 CHOICES: dict[str, tuple[str, ...]] = {
     "over": ("prompt", "all"),
     "shade": ("diff", "a", "b"),
@@ -18,8 +20,19 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "side": ("a", "b", "diff"),
     "scale": ("sqrt", "linear", "log"),
     "hide": ("0", "1"),
+    "whose": SIDES,
+    "x_whose": SIDES,
+    "y_whose": SIDES,
+    "order": ("high", "low"),
+    "token": ("received", "norm"),
+    "among": ("any", "layer"),
+    "needle": ("nll", "answered"),
+    "outcome": ("change", "answer_nll", "whole_answer", "first_token"),
 }
-SHOWS_SETTLED = ("a", "b", "prompt", "scope", "rows", "metric", "layer", "head")
+SHOWS_SETTLED = (
+    *("a", "b", "prompt", "scope", "rows", "metric", "layer", "head"),
+    *("score", "whose", "x", "x_whose", "y", "y_whose", "study"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,30 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Box:
+    """A rectangle of a scatter plot, `low <= value <= high` on both axes; written `0.1~0.5~-2~3` in the URL."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    def __str__(self) -> str:
+        return "~".join(f"{value:.6g}" for value in (self.x_low, self.x_high, self.y_low, self.y_high))
+
+    @classmethod
+    def parse(cls, text: str) -> Box:
+        """Read `0.1~0.5~-2~3`; raises ValueError for anything else and for an empty rectangle."""
+        try:
+            found = cls(*(float(part) for part in text.split("~")))
+        except (TypeError, ValueError):
+            raise ValueError(f"{text[:40]!r} is not a rectangle like 0.1~0.5~-2~3") from None
+        if not (-inf < found.x_low <= found.x_high < inf and -inf < found.y_low <= found.y_high < inf):
+            raise ValueError(f"{text[:40]!r} is an empty rectangle")
+        return found
+
+
+@dataclass(frozen=True)
 class Selection:
     """What is looked at. `None` or an empty text means "not chosen yet"."""
 
@@ -71,6 +108,20 @@ class Selection:
     hide: str = "0"
     scale: str = "sqrt"
     sql: str = ""
+    score: str = ""
+    whose: str = ""
+    x: str = ""
+    x_whose: str = ""
+    y: str = ""
+    y_whose: str = ""
+    top: int = 20
+    order: str = "high"
+    box: Box | None = None
+    token: str = "received"
+    among: str = "any"
+    needle: str = "nll"
+    study: str = ""
+    outcome: str = "change"
 
     @classmethod
     def parse(cls, search: str) -> tuple[Selection, list[str]]:
@@ -132,9 +183,11 @@ def _one_of(name: str) -> Callable[[str], str]:
 READERS: dict[str, Callable[[str], Any]] = {
     field.name: (
         _number
-        if field.name in ("layer", "head", "q")
+        if field.name in ("layer", "head", "q", "top")
         else Window.parse
         if field.name in ("qs", "ks")
+        else Box.parse
+        if field.name == "box"
         else _one_of(field.name)
         if field.name in CHOICES
         else str
