@@ -70,7 +70,8 @@ def _register(app: Dash, source: Source, found: list[Page]) -> None:
             settled = settle(source, asked, complaints)
             page = by_path.get(path or "/")
             if page is not None and page.settle is not None:
-                settled = replace(settled, selection=page.settle(source, settled.selection))
+                mine = page.settle(source, settled.selection, settled.notices)
+                settled = replace(settled, selection=mine)
         except SourceError as problem:
             return None, shell.notices([*complaints, str(problem)], problem.advice)
         title = by_path[path].name if path in by_path else "no such page"

@@ -20,8 +20,8 @@ Part = dict[str, Any]
 class Page:
     """One page: `layout()` is its empty panels, `register(app, source)` its callbacks.
 
-    `settle(source, selection)` fills the fields that only this page reads from what the trace has; a page without
-    one has none.
+    `settle(source, selection, notices)` fills the fields that only this page reads from what the trace has, and adds
+    a line to the notices for each that it replaced.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Page:
     order: int
     layout: Callable[[], Any]
     register: Callable[[Dash, Source], None]
-    settle: Callable[[Source, Selection], Selection] | None = None
+    settle: Callable[[Source, Selection, list[str]], Selection] | None = None
 
 
 def pages() -> list[Page]:

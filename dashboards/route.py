@@ -17,6 +17,7 @@ import numpy as np
 from flask import Flask, Response, request
 
 from sparselens.dashboards.heatmap import side_cells
+from sparselens.dashboards.multiple import layer_png
 from sparselens.dashboards.picture import png
 from sparselens.dashboards.query import SECONDS, Source, SourceError
 from sparselens.dashboards.reads import reads
@@ -59,6 +60,15 @@ def register(server: Flask, source: Source) -> None:
         return _answer(draw, "theme", "seen")
 
     server.get("/view/map.png")(view_map)
+
+    def view_layer() -> Response:
+        def draw(selection: Selection) -> Response:
+            theme = "dark" if request.args.get("theme") == "dark" else "light"
+            return Response(layer_png(source, selection, theme), mimetype="image/png", headers=KEEP)
+
+        return _answer(draw, "theme", "seen")
+
+    server.get("/view/layer.png")(view_layer)
 
     def view_cells() -> Response:
         def pack(selection: Selection) -> Response:

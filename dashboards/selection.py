@@ -24,7 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "x_whose": SIDES,
     "y_whose": SIDES,
     "order": ("high", "low"),
-    "token": ("received", "norm"),
+    "strip": ("received", "norm"),
     "among": ("any", "layer"),
     "needle": ("nll", "answered"),
     "outcome": ("change", "answer_nll", "whole_answer", "first_token"),
@@ -117,7 +117,7 @@ class Selection:
     top: int = 20
     order: str = "high"
     box: Box | None = None
-    token: str = "received"
+    strip: str = "received"
     among: str = "any"
     needle: str = "nll"
     study: str = ""

@@ -15,7 +15,7 @@ KEYS = (
     ("← ↑ → ↓", "move to the neighbouring head"),
     ("[  ]", "previous, next prompt"),
     ("s", "swap A and B"),
-    ("Esc", "clear the query and the zoom"),
+    ("Esc", "clear the query, the zoom and the rectangle"),
     ("?", "this list"),
 )
 INDEX = """<!DOCTYPE html>

@@ -32,7 +32,7 @@ class Stream:
     context: int = 256
     skip: int = 1
     block: int = 65
-    batch: int = 4096
+    batch: int = 512
     together: int = 8
     seed: int = 0
 

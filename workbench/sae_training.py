@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,8 @@ def train(
         say(f"going on at {trainer.n_training_samples:,} of {recipe.tokens:,} tokens")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).write_text(json.dumps(_record(session, recipe), indent=1) + "\n")
-    if trainer.activation_scaler.scaling_factor is None and recipe.architecture != "matching_pursuit":
-        _scale(trainer, session, recipe)
+    if block == 0:
+        _start(trainer, session, recipe)
     batches = recipe.stream.batches(session, block)
     while trainer.n_training_samples < recipe.tokens:
         for _ in range(recipe.stream.batches_a_block):
@@ -184,14 +185,26 @@ def _untrained(session: Session, recipe: Recipe) -> TrainingSAE[Any]:
     return sae
 
 
-def _scale(trainer: SAETrainer[Any, Any], session: Session, recipe: Recipe) -> None:
-    """Find the factor that gives the site's vectors the norm that SAELens trains at; it is folded in at the end.
+@torch.no_grad()
+def _start(trainer: SAETrainer[Any, Any], session: Session, recipe: Recipe) -> None:
+    """Find the factor that gives the site's vectors the norm that SAELens trains at, and begin where the vectors lie.
 
-    Matching pursuit has one dictionary for both ways, of unit norm: it is trained on the vectors as they are.
+    The factor is folded in at the end; matching pursuit, whose one dictionary has unit norm, takes vectors as they are.
+    The bias begins at the mean of the first block, the dictionary at some of its vectors: from a random one most
+    features never win a place among the active ones.
     """
-    first = recipe.stream.batches(session)
-    width = recipe.stream.site.width(session)
-    trainer.activation_scaler.estimate_scaling_factor(width, first, recipe.stream.batches_a_block)
+    blocks = islice(recipe.stream.batches(session), recipe.stream.batches_a_block)
+    vectors = torch.cat(list(blocks)).to(trainer.sae.device)
+    if recipe.architecture != "matching_pursuit":
+        factor = vectors.shape[1] ** 0.5 / float(vectors.norm(dim=-1).mean())
+        trainer.activation_scaler.scaling_factor = factor
+        vectors = vectors * factor
+    sae: Any = trainer.sae
+    sae.b_dec.copy_(vectors.mean(0))
+    found = torch.nn.functional.normalize(vectors[: recipe.features] - sae.b_dec, dim=-1)
+    sae.W_dec[: len(found)] = found * sae.W_dec.norm(dim=-1).mean()
+    if hasattr(sae, "W_enc"):
+        sae.W_enc.copy_(sae.W_dec.T)
 
 
 def _keep(trainer: SAETrainer[Any, Any], checkpoint: Path, block: int) -> None:

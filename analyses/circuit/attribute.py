@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparselens.analyses.circuit.patch import Run
-from sparselens.analyses.circuit.port import Ports, Reading, Visitor
+from sparselens.analyses.circuit.place import Ports, Reading, Visitor
 from sparselens.analyses.circuit.writes import precise
 from sparselens.workbench.site import Site
 

@@ -11,25 +11,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sparselens.analyses.circuit.port import Ports, Reading, Visitor
+from sparselens.analyses.circuit.place import Ports, Reading, Visitor
 from sparselens.analyses.circuit.writes import Writes, precise
 
 
 class Mix(Visitor):
-    """Patches the receivers of layers from `first` on.
+    """Patches what receivers read along dropped edges, bool `[senders, receivers]`.
 
-    `dropped` bool `[senders, receivers]`; `difference [senders, tokens, d_model]` holds ablated − current of the
-    senders before `first` and is filled with that of the others; `row` is the only one that `logits` reads.
+    `difference [senders, tokens, d_model]` is ablated − current: it holds that of layers that are skipped, and is
+    filled with that of the others. `row` is the only one that `logits` reads.
     """
 
-    def __init__(
-        self, ports: Ports, dropped: Tensor, ablated: Writes, difference: Tensor, first: int, row: int
-    ) -> None:
+    def __init__(self, ports: Ports, dropped: Tensor, ablated: Writes, difference: Tensor, row: int) -> None:
         self.ports, self.dropped, self.ablated, self.row = ports, dropped, ablated, row
         self.difference = difference
         self.total = torch.zeros_like(difference[0])
         self.n_total = 0
-        self.first = first
         self.normed: Tensor | None = None
 
     def enters(self, layer: int, stream: Tensor) -> None:
@@ -86,7 +83,7 @@ class Mix(Visitor):
         return stream + change.to(stream.dtype)
 
     def _sum(self, edges: Tensor, used: Tensor) -> Tensor:
-        """Return Σ differences along edges `[senders, receivers]` of the used senders: `[receivers, tokens, d_model]`."""
+        """Return Σ differences of the used senders along edges: `[receivers, tokens, d_model]`."""
         where = used.nonzero()[:, 0]
         kind = self.difference.dtype
         found = torch.zeros(

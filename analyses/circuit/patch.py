@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sparselens.analyses.circuit.graph import Graph
 from sparselens.analyses.circuit.mix import Mix
-from sparselens.analyses.circuit.port import Ports, Visitor
-from sparselens.analyses.circuit.writes import Recorder, Writes, precise
+from sparselens.analyses.circuit.place import Ports, Visitor
+from sparselens.analyses.circuit.port import ports_of
+from sparselens.analyses.circuit.writes import Recorder, Writes
 from sparselens.analyses.stage import answer_rows
 from sparselens.kernels.head import Head, by_layer
 from sparselens.kernels.kernel import Kernel
@@ -101,7 +102,7 @@ class Run:
         _ = session.readout
         self.session, self.pair, self.policy, self.kernel = session, pair, policy, kernel
         self.row: int = answer_rows(pair.clean).start
-        self.ports = Ports.of(session)
+        self.ports = ports_of(session)
         self.graph: Graph = self.ports.graph
         self.clean, self._full, self._passage = self._recorded(pair.clean)
         self.ablated = Writes.mean([self._recorded(prompt)[0] for prompt in pair.references])
@@ -122,14 +123,7 @@ class Run:
         """Return the metric where only `edges`, bool `[senders, receivers]`, carry what flows in this pass."""
         dropped = self.graph.allowed & ~self.graph.checked(edges)
         first = self._first(dropped)
-        mix = Mix(
-            self.ports,
-            dropped.to(self.session.device),
-            self.ablated,
-            self.difference(first),
-            first,
-            self.row,
-        )
+        mix = Mix(self.ports, dropped.to(self.session.device), self.ablated, self.difference(first), self.row)
         return self._patched(mix, first)
 
     @torch.no_grad()

@@ -1,21 +1,18 @@
-"""Where the nodes of a model read the residual stream and where they write it, on its own Hugging Face modules.
+"""Where the nodes of a model read and write, found on the module tree of the Hugging Face model, and checked by a pass.
 
-A visitor is shown every such place during a forward pass, and may put something else there: what the queries, keys and
-values are, what an MLP or the last norm reads. Norms, rotary positions, the norms of queries and keys, and the
-attention under its policy stay the model's own.
+Known are models whose layers are attention and then MLP, each behind a norm of its own: Llama and its kin (Qwen,
+Mistral, SmolLM …; also Phi-3's joint projection) and GPT-2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparselens.analyses.circuit.graph import Graph
+from sparselens.analyses.circuit.place import Layer, Ports, Reading, Visitor, matrix_of
 from sparselens.workbench.projection import output_linear
 from sparselens.workbench.session import Session, attention_layers, decoder_layers
 
@@ -30,145 +27,29 @@ _AFTER = (
     "post_mlp_layernorm",
 )
 _ROUNDINGS = 8
-"""Roundings that a sum of two tensors may differ by in the check of what is added to the stream."""
+"""Roundings that the stream may differ by from the sum of what was added."""
+_OTHER = 0.05
+"""Share of a projection that ours may differ by from the model's: above any rounding, below any other layout."""
 
 
-class Visitor:
-    """Shown what passes; this one changes nothing. Streams are `[1, tokens, d_model]`."""
+def ports_of(session: Session) -> Ports:
+    """Return the places of a session's model.
 
-    def enters(self, layer: int, stream: Tensor) -> None:
-        """See what a layer's attention reads, before the norm."""
-
-    def projects(self, layer: int, reading: Reading, output: Tensor) -> Tensor | None:
-        """See queries, keys or values before rotary positions, `[1, tokens, n · head_dim]`; return others or None."""
-
-    def hands_on(self, layer: int, z: Tensor) -> Tensor | None:
-        """See what the heads hand to the output projection, `[1, tokens, heads · head_dim]`; return another or None."""
-
-    def enters_mlp(self, layer: int, stream: Tensor) -> Tensor | None:
-        """See what a layer's MLP reads, before the norm; return another or None."""
-
-    def wrote(self, layer: int, output: Tensor) -> None:
-        """See what a layer's MLP writes."""
-
-    def leaves(self, stream: Tensor) -> Tensor | None:
-        """See what the last norm reads; return another or None."""
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """A linear layer whose outputs, `head_dim` each, are the receivers `start … start + n - 1` of its layer."""
-
-    module: Any
-    start: int
-    n: int
-
-    @property
-    def stop(self) -> int:
-        """The receiver after its last."""
-        return self.start + self.n
-
-    @property
-    def weight(self) -> Tensor:
-        """`[n, d_model, head_dim]`."""
-        matrix = _matrix(self.module)
-        return matrix.view(matrix.shape[0], self.n, -1).transpose(0, 1)
-
-    def of(self, normed: Tensor) -> Tensor:
-        """Return the output where every receiver reads its own normed stream `[n, tokens, d_model]`."""
-        found = (normed @ self.weight).transpose(0, 1).flatten(1)[None]
-        return found if self.module.bias is None else found + self.module.bias
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """The places of one decoder layer."""
-
-    norm: Any
-    readings: tuple[Reading, ...]
-    out: Any
-    mlp_norm: Any
-    mlp: Any
-    heads: int
-
-    @property
-    def weight(self) -> Tensor:
-        """The output projection by head `[heads, head_dim, d_model]`."""
-        matrix = _matrix(self.out)
-        return matrix.view(self.heads, -1, matrix.shape[1])
-
-    def by_head(self, z: Tensor) -> Tensor:
-        """Split `[1, tokens, heads · head_dim]` into `[heads, tokens, head_dim]`."""
-        return z[0].unflatten(-1, (self.heads, -1)).transpose(0, 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Ports:
-    """The places of a model, checked once against a forward pass."""
-
-    graph: Graph
-    layers: tuple[Layer, ...]
-    norm: Any
-
-    @classmethod
-    def of(cls, session: Session) -> Ports:
-        """Return the places of a session's model.
-
-        Raises `NotImplementedError` where heads and MLPs do not simply add to the stream one after the other (norms
-        after them, attention beside the MLP), or where a module is not known.
-        """
-        model, graph = session.model, Graph.of(session)
-        blocks, attentions = decoder_layers(model), attention_layers(model)
-        layers = tuple(
-            _layer(model, graph, session.head_dim, _plain(block), attention)
-            for block, attention in zip(blocks, attentions, strict=True)
-        )
-        found = cls(graph, layers, _named(model, model.get_decoder(), _LAST_NORMS, "a last norm"))
-        check = _Check(type(model).__name__, found)
-        with torch.no_grad(), found.visited(check):
-            model.get_decoder()(input_ids=torch.arange(4, 12, device=session.device)[None], use_cache=False)
-        check.finish()
-        return found
-
-    @contextmanager
-    def visited(self, visitor: Visitor) -> Iterator[None]:
-        """Show every place to a visitor while the block lasts."""
-        with ExitStack() as stack:
-            for number, layer in enumerate(self.layers):
-                for handle in _hooks(number, layer, visitor):
-                    stack.callback(handle.remove)
-            last = self.norm.register_forward_pre_hook(_entering(visitor.leaves))
-            stack.callback(last.remove)
-            yield
-
-
-def _hooks(number: int, layer: Layer, visitor: Visitor) -> Iterator[Any]:
-    def at(method: Callable[..., Any], *more: Any) -> Callable[[Tensor], Any]:
-        return lambda tensor: method(number, *more, tensor)
-
-    yield layer.norm.register_forward_pre_hook(_entering(at(visitor.enters)))
-    for reading in layer.readings:
-        yield reading.module.register_forward_hook(_leaving(at(visitor.projects, reading)))
-    yield layer.out.register_forward_pre_hook(_entering(at(visitor.hands_on)))
-    yield layer.mlp_norm.register_forward_pre_hook(_entering(at(visitor.enters_mlp)))
-    yield layer.mlp.register_forward_hook(_leaving(at(visitor.wrote)))
-
-
-def _entering(see: Callable[[Tensor], Tensor | None]) -> Any:
-    def hook(_: Any, args: tuple[Any, ...]) -> Any:
-        new = see(args[0])
-        return None if new is None else (new, *args[1:])
-
-    return hook
-
-
-def _leaving(see: Callable[[Tensor], Tensor | None]) -> Any:
-    def hook(_: Any, __: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor):
-            raise NotImplementedError("an MLP that returns more than one tensor is not taken apart")
-        return see(output)
-
-    return hook
+    Raises `NotImplementedError` where heads and MLPs do not simply add to the stream one after the other (norms after
+    them, attention beside the MLP), or where a module is not known.
+    """
+    model, graph = session.model, Graph.of(session)
+    blocks, attentions = decoder_layers(model), attention_layers(model)
+    layers = tuple(
+        _layer(model, graph, session.head_dim, plain(block), attention)
+        for block, attention in zip(blocks, attentions, strict=True)
+    )
+    found = Ports(graph, layers, _named(model, model.get_decoder(), _LAST_NORMS, "a last norm"))
+    check = _Check(type(model).__name__, found)
+    with torch.no_grad(), found.visited(check):
+        model.get_decoder()(input_ids=torch.arange(4, 12, device=session.device)[None], use_cache=False)
+    check.finish()
+    return found
 
 
 def _layer(model: Any, graph: Graph, head_dim: int, block: Any, attention: Any) -> Layer:
@@ -193,7 +74,7 @@ def _layer(model: Any, graph: Graph, head_dim: int, block: Any, attention: Any) 
             for module, start, size in zip(separate, starts, sizes, strict=True)
         ]
     for reading in readings:
-        width = _matrix(reading.module).shape[1]
+        width = matrix_of(reading.module).shape[1]
         if width != reading.n * head_dim:
             raise NotImplementedError(
                 f"{type(model).__name__} projects to {width} numbers, not to {reading.n} heads of {head_dim}"
@@ -208,7 +89,7 @@ def _layer(model: Any, graph: Graph, head_dim: int, block: Any, attention: Any) 
     )
 
 
-def _plain(module: Any) -> Any:
+def plain(module: Any) -> Any:
     """Return the Hugging Face module inside TransformerLens' component, or the module itself."""
     return getattr(module, "original_component", None) or module
 
@@ -217,14 +98,14 @@ def _named(model: Any, holder: Any, names: tuple[str, ...], what: str) -> Any:
     for name in names:
         found = getattr(holder, name, None)
         if found is not None:
-            return _plain(found)
+            return plain(found)
     raise NotImplementedError(
         f"{type(model).__name__} has not {what} under {' or '.join(names)}: its edges are not known"
     )
 
 
 def _linear(model: Any, module: Any) -> Any:
-    found = _plain(module)
+    found = plain(module)
     if type(found) is not torch.nn.Linear and type(found).__name__ != "Conv1D":
         raise NotImplementedError(
             f"{type(model).__name__} projects by {type(found).__name__}, which is not a plain linear layer"
@@ -232,24 +113,30 @@ def _linear(model: Any, module: Any) -> Any:
     return found
 
 
-def _matrix(linear: Any) -> Tensor:
-    """Return the matrix `[in, out]` of a linear layer; GPT-2's Conv1D holds it that way already."""
-    weight: Tensor = linear.weight.detach()
-    return weight if type(linear).__name__ == "Conv1D" else weight.T
-
-
 class _Check(Visitor):
-    """Sees that the stream is what entered plus what the layer's heads, and then its MLP, wrote."""
+    """Sees that nodes read and write where we think: the stream is what entered plus what heads and MLPs wrote."""
 
     def __init__(self, model: str, ports: Ports) -> None:
         self.model, self.ports, self.layer = model, ports, -1
         self.stream: Tensor | None = None
-        self.finished = False
+        self.passed = 0
 
     def enters(self, layer: int, stream: Tensor) -> None:
         """Compare with what the layer before left."""
-        self._same(stream)
+        if layer > 0:
+            self._same(stream)
         self.stream, self.layer = stream, layer
+        self.passed += 1
+
+    def projects(self, layer: int, reading: Reading, output: Tensor) -> Tensor | None:
+        """Compare with what we would project."""
+        normed = self.ports.layers[layer].norm.forward(self.stream)
+        ours = reading.of(normed.expand(reading.n, -1, -1))
+        if float((ours - output).norm()) > _OTHER * float(output.norm()):
+            raise NotImplementedError(
+                f"{self.model} does not make queries, keys and values of the stream behind the norm alone"
+            )
+        return None
 
     def hands_on(self, layer: int, z: Tensor) -> Tensor | None:
         """Add what the heads write."""
@@ -270,28 +157,26 @@ class _Check(Visitor):
     def leaves(self, stream: Tensor) -> Tensor | None:
         """Compare the end."""
         self._same(stream)
-        self.finished = self.layer + 1 == len(self.ports.layers)
+        self.passed += 1
         return None
 
     def finish(self) -> None:
         """Raise where not every place was passed."""
-        if not self.finished:
+        if self.passed != len(self.ports.layers) + 1:
             raise NotImplementedError(
                 f"{self.model} does not run its layers through the modules that we know"
             )
 
     def _add(self, written: Tensor) -> None:
-        if self.stream is not None:
-            self.stream = self.stream + written
+        self.stream = written if self.stream is None else self.stream + written
 
     def _same(self, stream: Tensor) -> None:
-        if self.stream is None:
+        if self.stream is None or stream.shape != self.stream.shape:
+            self.finish()
             return
         error = (stream - self.stream).abs()
-        if bool(
-            (error > _ROUNDINGS * torch.finfo(stream.dtype).eps * self.stream.abs().clamp_min(1e-3)).any()
-        ):
+        if bool((error > _ROUNDINGS * torch.finfo(stream.dtype).eps * stream.abs().clamp_min(1.0)).any()):
             raise NotImplementedError(
-                f"{self.model} does not add attention and then MLP to the stream in layer {self.layer}: edges between"
-                " its nodes are not what they are in other models"
+                f"{self.model} does not add attention and then the MLP to the stream in layer {self.layer}:"
+                " edges between its nodes are not what they are here"
             )

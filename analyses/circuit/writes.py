@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from sparselens.analyses.circuit.port import Ports, Reading, Visitor
+from sparselens.analyses.circuit.place import Ports, Visitor
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +26,8 @@ class Writes:
     @staticmethod
     def mean(several: Sequence[Writes]) -> Writes:
         """Return the mean, position by position."""
-        first, *others = several
-        parts = [first.embedding.clone(), first.z.clone(), first.mlps.clone(), first.stream.clone()]
-        for other in others:
-            for part, more in zip(parts, (other.embedding, other.z, other.mlps, other.stream), strict=True):
-                part += more
-        return Writes(*(part / len(several) for part in parts))
+        names = [field.name for field in fields(Writes)]
+        return Writes(*(sum(getattr(each, name) for each in several) / len(several) for name in names))
 
     def minus(self, other: Writes, ports: Ports, into: Tensor, layers: Iterable[int]) -> None:
         """Write this − other into `into [senders, tokens, d_model]`: the embedding, and the senders of some layers."""
@@ -57,10 +53,6 @@ class Recorder(Visitor):
         """Keep the embedding."""
         if layer == 0:
             self.embedding = precise(stream[0])
-
-    def projects(self, layer: int, reading: Reading, output: Tensor) -> Tensor | None:
-        """Change nothing."""
-        del layer, reading, output
 
     def hands_on(self, layer: int, z: Tensor) -> Tensor | None:
         """Keep the heads."""

@@ -102,7 +102,7 @@
     ArrowUp: () => lens.move(-1, 0), ArrowDown: () => lens.move(1, 0),
     ArrowLeft: () => lens.move(0, -1), ArrowRight: () => lens.move(0, 1),
     "[": () => lens.step(-1), "]": () => lens.step(1), s: lens.swap, "?": () => lens.help(),
-    Escape: () => lens.go({ q: null, qs: null, ks: null }),
+    Escape: () => lens.go({ q: null, qs: null, ks: null, box: null }),
   };
   document.addEventListener("keydown", function (event) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.id === "query") {

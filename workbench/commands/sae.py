@@ -36,7 +36,7 @@ def train(
         str, typer.Option(help="A file or folder of text; 'python': the standard library and its manual.")
     ] = "python",
     context: Annotated[int, typer.Option(help="Tokens of a window.")] = 256,
-    batch: Annotated[int, typer.Option(help="Vectors of a step.")] = 4096,
+    batch: Annotated[int, typer.Option(help="Vectors of a step.")] = 512,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Of weights and order of the text.")] = 0,
     resume: Annotated[
@@ -61,8 +61,8 @@ def train(
 
 
 def _windows(context: int, batch: int) -> int:
-    """Return how many windows make four batches."""
-    return -(-4 * batch // (context - 1))
+    """Return how many windows are shuffled together: those of 16,384 vectors, or of four batches."""
+    return -(-max(16_384, 4 * batch) // (context - 1))
 
 
 @COMMAND.command()
