@@ -14,7 +14,7 @@
       if (value === null || value === undefined || value === "") params.delete(name);
       else params.set(name, String(value));
     }
-    const search = params.toString().replaceAll("%3A", ":").replaceAll("%2C", ",");
+    const search = params.toString().replaceAll("%3A", ":").replaceAll("%2C", ",").replaceAll("%7E", "~");
     const url = (path || location.pathname) + (search ? "?" + search : "");
     if (url === location.pathname + location.search) return;
     history[replace ? "replaceState" : "pushState"]({}, "", url);

@@ -1,0 +1,125 @@
+"""The panel of the layer × head grid and the finder beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash_ag_grid as dag
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
+
+from sparselens.dashboards.finder import (
+    ORDERS,
+    TOPS,
+    columns,
+    grid_figure,
+    grid_legend,
+    inside,
+    ranked,
+    roles,
+    side_name,
+)
+from sparselens.dashboards.page import chosen, panel, part, problem, switch
+from sparselens.dashboards.query import Source, SourceError
+from sparselens.dashboards.scatter import points
+from sparselens.dashboards.score_list import AXES, SHOWN, shown, side_switch
+
+HIDDEN = {"display": "none"}
+GRID_FIELDS = part(*SHOWN)
+FINDER_FIELDS = part(*SHOWN, *AXES, "top", "order", "box")
+
+
+def finder_panel() -> Any:
+    """The panel before anything is drawn in it."""
+    return panel(
+        "Finder",
+        dcc.Store(id="heads-data"),
+        html.Div(id="heads-lists", className="controls"),
+        html.Div(
+            [
+                html.Div(
+                    [html.Div(id="grid", className="grid"), html.Div(id="heads-legend")],
+                    className="grid-side",
+                ),
+                html.Div(
+                    [
+                        html.Div(
+                            [switch("How many", "top", TOPS), switch("Order", "order", ORDERS)],
+                            className="controls",
+                        ),
+                        html.Div(id="finder-note"),
+                        dag.AgGrid(
+                            id="finder",
+                            columnDefs=[],
+                            rowData=[],
+                            defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
+                            dashGridOptions={
+                                "rowHeight": 26,
+                                "headerHeight": 30,
+                                "tooltipShowDelay": 300,
+                                "animateRows": False,
+                            },
+                            className="table finder",
+                        ),
+                    ],
+                    className="finder-side",
+                ),
+            ],
+            className="heads",
+        ),
+        note="layers down, heads across; a click selects the head on every page",
+    )
+
+
+def register_finder(app: Dash, source: Source) -> None:
+    """Wire grid and finder to the selection."""
+
+    def draw(data: dict[str, Any] | None, settled: dict[str, Any] | None) -> Any:
+        selection = chosen(data)
+        if selection is None or settled is None or not selection.a:
+            return {}, None, None
+        try:
+            found = shown(source, selection, "score")
+        except SourceError as trouble:
+            return {}, problem(trouble), None
+        drawn = grid_figure(found, selection.whose, tuple(settled["shape"]), settled["group"])
+        return drawn, grid_legend(drawn, found, selection.whose), side_switch("whose", found.score)
+
+    app.callback(
+        Output("heads-data", "data"),
+        Output("heads-legend", "children"),
+        Output("score-sides", "children"),
+        Input(GRID_FIELDS, "data"),
+        Input("heads-lists", "children"),
+        State("selection", "data"),
+    )(lambda data, _, settled: draw(data, settled))
+    app.clientside_callback(ClientsideFunction("sparselens", "grid"), Input("heads-data", "data"))
+
+    def rank(data: dict[str, Any] | None) -> Any:
+        selection = chosen(data)
+        if selection is None or not selection.a:
+            return [], [], HIDDEN, None
+        try:
+            found = shown(source, selection, "score")
+            named = roles(source, selection.a)
+            among = None
+            if selection.box is not None:
+                x, y = shown(source, selection, "x"), shown(source, selection, "y")
+                among = inside(selection.box, points(x, selection.x_whose, y, selection.y_whose))
+        except SourceError as trouble:
+            return [], [], HIDDEN, problem(trouble)
+        rows = ranked(found, selection.whose, named, top=selection.top, order=selection.order, among=among)
+        said = f"{len(rows)} of {len(found.of(selection.whose))} heads by {found.score.label}"
+        said += f" of {side_name(found, selection.whose)}" + (
+            ", in the rectangle" if among is not None else ""
+        )
+        if not any(named.values()):
+            said += "; no roles: this trace has no analyse roles of A"
+        return rows, columns(found, selection.whose, "A"), {}, html.P(said + ".", className="note")
+
+    app.callback(
+        Output("finder", "rowData"),
+        Output("finder", "columnDefs"),
+        Output("finder", "style"),
+        Output("finder-note", "children"),
+        Input(FINDER_FIELDS, "data"),
+    )(rank)
