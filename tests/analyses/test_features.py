@@ -12,9 +12,11 @@ import pytest
 from small_session import small_session
 
 from sparselens.analyses.analysis import analyses
+from sparselens.analyses.features.card import card
 from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
 from sparselens.workbench.activations import Stream
+from sparselens.workbench.cli import main
 from sparselens.workbench.sae import load_sae
 from sparselens.workbench.sae_training import Recipe, train
 from sparselens.workbench.session import Session
@@ -188,3 +190,65 @@ def test_bad_questions_say_what_would_do(session: Session, made: Made) -> None:
     base = Trace.open(trace).run(run).record.parents[0]
     with pytest.raises(ValueError, match=r"without a base: give base=…"):
         features.run(session, trace, run=base, sae=str(sae))
+
+
+def test_a_card_says_what_the_tables_say(made: Made, found: dict[str, str], sql: Any) -> None:
+    del found
+    most = sql(
+        "SELECT feature, count(*) AS n FROM features WHERE run_id = $run GROUP BY feature ORDER BY n DESC, feature",
+        run=made[2][WINDOW],
+    )[0]
+    with connect(made[0]) as connection:
+        seen = card(connection, most["feature"], run=made[2][WINDOW], top=3)
+    assert seen.n_active == most["n"]
+    assert seen.n_tokens == sql("SELECT sum(n_tokens) AS n FROM prompts")[0]["n"]
+    assert [each.activation for each in seen.examples] == sorted(
+        (each.activation for each in seen.examples), reverse=True
+    )
+    assert seen.unstored == pytest.approx(0, abs=1e-6)
+    assert sum(row["n"] for row in seen.tokens) <= seen.n_active
+    assert seen.largest == seen.examples[0].activation
+
+
+def test_the_heads_of_a_card_and_what_is_not_stored_sum_to_the_pre_activations(made: Made, sql: Any) -> None:
+    row = sql("SELECT run_id, feature FROM feature_sources GROUP BY ALL ORDER BY count(*) DESC, run_id, feature LIMIT 1")[
+        0
+    ]
+    with connect(made[0]) as connection:
+        seen = card(connection, row["feature"], run=row["run_id"])
+    bias = sql(
+        "SELECT any_value(pre) - sum(value) - any_value(unstored) AS bias FROM feature_sources WHERE run_id = $run"
+        " AND feature = $feature GROUP BY prompt_id, pos",
+        run=row["run_id"],
+        feature=row["feature"],
+    )
+    assert len(bias) == seen.n_told
+    whole = sum(each["value"] for each in seen.heads) + seen.untold + sum(each["bias"] for each in bias)
+    assert whole == pytest.approx(seen.pre, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"feature": 96}, "has features 0 to 95, not 96"),
+        ({"feature": 0, "sae": "nothing"}, "no SAE of the trace begins with 'nothing'"),
+        ({"feature": 0, "run": "elsewhere"}, "no run 'elsewhere'"),
+    ],
+)
+def test_a_card_that_cannot_be_drawn_says_what_there_is(
+    made: Made, found: dict[str, str], asked: dict[str, Any], says: str
+) -> None:
+    del found
+    with connect(made[0]) as connection, pytest.raises(ValueError, match=says):
+        card(connection, **asked)
+
+
+def test_the_command_prints_a_card(
+    made: Made, found: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    del found
+    assert main(["sae", "feature", "1", "--trace", str(made[0])]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("feature 1 of ")
+    assert "strongest" in printed
+    assert "changes" in printed

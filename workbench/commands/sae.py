@@ -1,12 +1,15 @@
-"""`sparselens sae train`: an SAE on activations of a model, with SAELens."""
+"""`sparselens sae`: train an SAE with SAELens, measure one, read the card of a feature."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from sparselens.analyses.features.card import Card
 
 COMMAND = typer.Typer(
     no_args_is_help=True, help="Sparse autoencoders on attention outputs and the residual stream."
@@ -97,3 +100,61 @@ def card(
     trained = sae.record.get("tokens")
     about = f"{sae.name} on {sae.site.name}: {sae.architecture}, {sae.features} features"
     print(f"{about}, trained on {trained:,} tokens" if trained else about, file=sys.stderr)
+
+
+@COMMAND.command()
+def feature(
+    number: Annotated[int, typer.Argument(help="The feature, from 0.")],
+    trace: Annotated[
+        Path, typer.Option(help="The trace folder, in which `analyse features` has stored rows.")
+    ],
+    sae: Annotated[str, typer.Option(help="The SAE's hash or its beginning. [the only one]")] = "",
+    run: Annotated[str, typer.Option(help="The run that is looked at. [the base]")] = "",
+    top: Annotated[int, typer.Option(min=1, help="Examples and token texts.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show the card of a feature: top examples, tokens, the heads that write it, what runs change."""
+    import json
+    from dataclasses import asdict
+
+    from sparselens.analyses.features.card import card as read
+    from sparselens.storage.reader import connect
+    from sparselens.workbench.listing import show
+
+    with connect(trace) as connection:
+        found = read(connection, number, sae=sae, run=run, top=top, tokens=top)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    print(f"feature {found.feature} of {found.name} on {found.hook}, in {found.run} ({found.policy})")
+    print(
+        f"active on {found.n_active:,} of {found.n_tokens:,} tokens, mean {found.mean:.3g}, largest {found.largest:.3g}"
+        + (f"; {found.unstored:.1%} of all activation is not stored" if found.unstored else "")
+    )
+    for title, rows in _tables(found):
+        print(f"\n{title}")
+        show(rows, empty="none")
+
+
+def _tables(found: Card) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the tables of a card with their titles."""
+    examples = [
+        {
+            "activation": each.activation,
+            "prompt": each.prompt,
+            "pos": each.pos,
+            "text": f"{each.before}⟦{each.token}⟧{each.after}".replace("\n", "⏎"),
+            "written by": "; ".join(
+                f"H{part['head']} ← {part['text']!r} {part['value']:.2g}{' (dropped)' if part['dropped'] else ''}"
+                for part in each.sources[:2]
+            ),
+        }
+        for each in found.examples
+    ]
+    heads = [{**row, "head": f"L{found.layer}H{row['head']}"} for row in found.heads]
+    told = (
+        f"heads, over the {found.n_told} tokens whose parts are stored (pre-activations sum to {found.pre:.3g},"
+        f" {found.untold:.3g} of it not stored)"
+    )
+    tokens = [{**row, "token": repr(row["token"])} for row in found.tokens]
+    return [("strongest", examples), ("on tokens", tokens), (told, heads), ("changes", list(found.changes))]

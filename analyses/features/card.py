@@ -1,0 +1,160 @@
+"""The card of a feature, from tables alone: where it is active, on which tokens, and which heads write it. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sparselens.analyses.comparison import queries
+from sparselens.analyses.runs import find_run
+from sparselens.storage.reader import Connection
+
+AROUND = 12
+"""Tokens before an example that are shown."""
+AFTER = 4
+
+
+@dataclass(frozen=True)
+class Example:
+    """One token on which a feature is active, with its context, and what wrote it there.
+
+    `sources` are rows of `feature_sources` (head, key, its text, its part, whether the compared run drops it), largest
+    first; empty where the feature was not among the best `sourced` of the token.
+    """
+
+    prompt_id: str
+    prompt: str
+    pos: int
+    activation: float
+    before: str
+    token: str
+    after: str
+    sources: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a trace says about a feature in one run.
+
+    `n_tokens` tokens were encoded; `n_active` of them have the feature among those stored. `unstored` is the share of
+    the SAE's activation that is not stored (0 where `top` was at least k). `tokens`: by token text, most frequent
+    first. `heads`: each head's sum over the stored parts of `n_told` tokens; `pre` and `untold` are the sums of the
+    pre-activations and of the parts that are not stored. `changes`: rows of `feature_changes` with this run as A.
+    """
+
+    sae: str
+    name: str
+    hook: str
+    layer: int
+    feature: int
+    run: str
+    policy: str
+    n_tokens: int
+    n_active: int
+    unstored: float
+    mean: float
+    largest: float
+    examples: tuple[Example, ...]
+    tokens: tuple[dict[str, Any], ...]
+    heads: tuple[dict[str, Any], ...]
+    n_told: int
+    pre: float
+    untold: float
+    changes: tuple[dict[str, Any], ...]
+
+
+def card(
+    connection: Connection, feature: int, *, sae: str = "", run: str = "", top: int = 10, tokens: int = 10
+) -> Card:
+    """Return the card of a feature: of the SAE whose hash begins with `sae` (the only one), in `run` (the first).
+
+    `top` examples and `tokens` token texts are given. Raises `ValueError` where the trace has no features, several SAEs
+    or none that fits, and where the SAE has no such feature.
+    """
+    found = _sae(connection, sae)
+    if not 0 <= feature < found["features"]:
+        raise ValueError(f"the SAE {found['name']} has features 0 to {found['features'] - 1}, not {feature}")
+    one = _run(connection, found["sae"], run)
+    given = {"run": one["run_id"], "sae": found["sae"], "feature": feature}
+    extent = _ask(connection, "extent", {"run": given["run"], "sae": given["sae"]})[0]
+    activity = _ask(connection, "activity", given)[0]
+    heads = _ask(connection, "heads", given)
+    share = extent["unstored"] / extent["activation"] if extent["activation"] else 0.0
+    examples = tuple(
+        _example(connection, given, row) for row in _ask(connection, "examples", given | {"top": top})
+    )
+    return Card(
+        found["sae"],
+        found["name"],
+        found["hook"],
+        found["layer"],
+        feature,
+        one["name"],
+        one["policy"],
+        extent["n_tokens"],
+        activity["n_active"],
+        share,
+        activity["mean"] or 0.0,
+        activity["largest"] or 0.0,
+        examples,
+        tuple(_ask(connection, "tokens", given | {"top": tokens})),
+        tuple({name: row[name] for name in ("head", "value", "dropped")} for row in heads),
+        heads[0]["n_told"] if heads else 0,
+        heads[0]["pre"] if heads else 0.0,
+        heads[0]["unstored"] if heads else 0.0,
+        tuple(_ask(connection, "changes", given)),
+    )
+
+
+def _ask(connection: Connection, name: str, given: dict[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = (
+        connection.sql(queries("features/card.sql")[name], given, max_rows=None).arrow().to_pylist()
+    )
+    return rows
+
+
+def _sae(connection: Connection, sae: str) -> dict[str, Any]:
+    """Return the one SAE of the trace whose hash begins so."""
+    found = _ask(connection, "saes", {"sae": sae})
+    if len(found) == 1:
+        return found[0]
+    every = ", ".join(row["sae"] for row in _ask(connection, "saes", {"sae": ""}))
+    if not every:
+        raise ValueError(
+            "the trace has no features: `sparselens analyse features --run RUN --trace TRACE` stores some"
+        )
+    many = f"{len(found)} SAEs begin with {sae!r}" if found else f"no SAE of the trace begins with {sae!r}"
+    raise ValueError(f"{many}: say which of {every}")
+
+
+def _run(connection: Connection, sae: str, run: str) -> dict[str, Any]:
+    """Return the run that is named, or the first that was encoded."""
+    encoded = _ask(connection, "runs", {"sae": sae})
+    if not run:
+        return encoded[0]
+    wanted = find_run(connection, run)["run_id"]
+    for one in encoded:
+        if one["run_id"] == wanted:
+            return one
+    names = ", ".join(one["name"] for one in encoded)
+    raise ValueError(f"run {run} was not encoded with this SAE; these were: {names}")
+
+
+def _example(connection: Connection, given: dict[str, Any], row: dict[str, Any]) -> Example:
+    place = {"prompt": row["prompt_id"], "pos": row["pos"]}
+    around = {
+        "prompt": row["prompt_id"],
+        "first": max(0, row["pos"] - AROUND),
+        "last": row["pos"] + AFTER,
+    }
+    texts = {each["pos"]: each["text"] for each in _ask(connection, "context", around)}
+    return Example(
+        row["prompt_id"],
+        row["name"],
+        row["pos"],
+        row["activation"],
+        "".join(text for pos, text in texts.items() if pos < row["pos"]),
+        texts.get(row["pos"], ""),
+        "".join(text for pos, text in texts.items() if pos > row["pos"]),
+        tuple(_ask(connection, "sources", given | place)),
+    )
