@@ -39,12 +39,17 @@ def ports_of(session: Session) -> Ports:
     them, attention beside the MLP), or where a module is not known.
     """
     model, graph = session.model, Graph.of(session)
+    if getattr(session.text_config, "use_parallel_residual", False):
+        raise NotImplementedError(
+            f"{type(model).__name__} runs attention beside the MLP, which does not read what it writes: its edges are"
+            " not those of this graph"
+        )
     blocks, attentions = decoder_layers(model), attention_layers(model)
     layers = tuple(
         _layer(model, graph, session.head_dim, plain(block), attention)
         for block, attention in zip(blocks, attentions, strict=True)
     )
-    found = Ports(graph, layers, _named(model, model.get_decoder(), _LAST_NORMS, "a last norm"))
+    found = Ports(graph, layers, _named(model, model.get_decoder(), _LAST_NORMS, "last norm"))
     check = _Check(type(model).__name__, found)
     with torch.no_grad(), found.visited(check):
         model.get_decoder()(input_ids=torch.arange(4, 12, device=session.device)[None], use_cache=False)
@@ -66,7 +71,7 @@ def _layer(model: Any, graph: Graph, head_dim: int, block: Any, attention: Any) 
         readings = [Reading(_linear(model, joint), 0, sum(sizes))]
     else:
         separate = [
-            _named(model, attention, (f"{kind}_proj",), f"a projection {kind}_proj") for kind in "qkv"
+            _named(model, attention, (f"{kind}_proj",), "projection") for kind in "qkv"
         ]
         starts = [0, graph.heads, graph.heads + graph.kv_heads]
         readings = [
@@ -80,11 +85,11 @@ def _layer(model: Any, graph: Graph, head_dim: int, block: Any, attention: Any) 
                 f"{type(model).__name__} projects to {width} numbers, not to {reading.n} heads of {head_dim}"
             )
     return Layer(
-        norm=_named(model, block, _ATTENTION_NORMS, "a norm before attention"),
+        norm=_named(model, block, _ATTENTION_NORMS, "norm before attention"),
         readings=tuple(readings),
         out=_linear(model, output_linear(attention)),
-        mlp_norm=_named(model, block, _MLP_NORMS, "a norm before the MLP"),
-        mlp=_named(model, block, ("mlp",), "an MLP"),
+        mlp_norm=_named(model, block, _MLP_NORMS, "norm before the MLP"),
+        mlp=_named(model, block, ("mlp",), "MLP"),
         heads=graph.heads,
     )
 
@@ -100,7 +105,7 @@ def _named(model: Any, holder: Any, names: tuple[str, ...], what: str) -> Any:
         if found is not None:
             return plain(found)
     raise NotImplementedError(
-        f"{type(model).__name__} has not {what} under {' or '.join(names)}: its edges are not known"
+        f"{type(model).__name__} has no {what} called {' or '.join(names)}: its edges are not known"
     )
 
 
@@ -164,7 +169,8 @@ class _Check(Visitor):
         """Raise where not every place was passed."""
         if self.passed != len(self.ports.layers) + 1:
             raise NotImplementedError(
-                f"{self.model} does not run its layers through the modules that we know"
+                f"{self.model} does not run its layers through the modules that we know (GPT-2 does not once"
+                " TransformerLens' bridge is built around it: load it anew)"
             )
 
     def _add(self, written: Tensor) -> None:
