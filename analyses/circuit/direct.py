@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparselens.analyses.circuit.patch import LogitDifference, Run
 from sparselens.analyses.circuit.writes import precise
+from sparselens.workbench.session import Session
 
 
 @torch.no_grad()
@@ -40,10 +41,20 @@ def bias(run: Run) -> float:
 
 
 def _reader(run: Run) -> tuple[Tensor, Tensor]:
-    """Return the vector that reads the logit difference from the stream at the row, `[d_model]`, and the constant."""
-    metric, session = run.pair.metric, run.session
+    """Return the reader of a run's metric at its row."""
+    metric = run.pair.metric
     if not isinstance(metric, LogitDifference):
         raise ValueError(f"direct attribution is of a LogitDifference, not of {type(metric).__name__}")
+    return reader_at(run.session, run.ports.norm, run.clean.stream[run.row], metric)
+
+
+def reader_at(
+    session: Session, norm: object, stream: Tensor, metric: LogitDifference
+) -> tuple[Tensor, Tensor]:
+    """Return the vector that reads the logit difference from a stream `[d_model]`, and the constant beside it.
+
+    `norm` is the last norm; its scale is frozen at that stream. Raises as `direct` does.
+    """
     if getattr(session.text_config, "final_logit_softcapping", None) is not None:
         raise NotImplementedError("logits under a soft cap are not linear: no direct attribution")
     head = session.model.get_output_embeddings()
@@ -53,7 +64,6 @@ def _reader(run: Run) -> tuple[Tensor, Tensor]:
     constant = reader.new_zeros(())
     if added is not None:
         constant = constant + precise(added[right]).mean() - precise(added[wrong]).mean()
-    norm, stream = run.ports.norm, run.clean.stream[run.row]
     gain, shift, scale, centred = _frozen(norm, stream)
     expected = precise(norm.forward(stream.to(session.dtype)[None]))[0]
     middle = stream - stream.mean() if centred else stream
