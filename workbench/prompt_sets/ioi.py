@@ -53,6 +53,7 @@ class Ioi(PromptSet):
     names) or `swap` (the second clause names the other person). Answer (teacher-forced) and foil of both are
     those of the clean prompt. `filler` tokens of prose stand between the clauses. Spans: `IO`, `S1`, `S2`,
     `END` (the row that predicts the answer), `answer`; in an `abc` prompt they mark the same places.
+    `references`: so many `abc` prompts follow each clean one, of other names each, all else the same.
     """
 
     name: ClassVar[str] = "ioi"
@@ -61,6 +62,7 @@ class Ioi(PromptSet):
     n: int = 8
     corrupt: str = "abc"
     filler: int = 0
+    references: int = 1
     seed: int = 0
 
     def prompts(self, encoder: Encoder) -> list[Prompt]:
@@ -69,9 +71,14 @@ class Ioi(PromptSet):
             raise ValueError(f"ioi has no corruption {self.corrupt!r}; it has {', '.join(_CORRUPTIONS)}")
         if self.n < 1 or self.filler < 0:
             raise ValueError("ioi: n is at least 1, filler not negative")
+        if self.references < 1 or (self.references > 1 and self.corrupt != "abc"):
+            raise ValueError("ioi: references is at least 1, and more than 1 with corrupt=abc alone")
         names = [name for name in _NAMES.split() if len(encoder.plain(" " + name)) == 1]
-        if len(names) < 5:
-            raise ValueError(f"ioi: only {len(names)} of its names are one token in this tokenizer")
+        if len(names) < 5 + 3 * (self.references - 1):
+            raise ValueError(
+                f"ioi: only {len(names)} of its names are one token in this tokenizer: too few for"
+                f" {self.references} references a pair"
+            )
         return [prompt for number in range(self.n) for prompt in self._pair(encoder, number, names)]
 
     def _pair(self, encoder: Encoder, number: int, names: list[str]) -> list[Prompt]:
@@ -94,12 +101,24 @@ class Ioi(PromptSet):
         clean = made(
             people=(pair[0], pair[1], giver), label={**label, "metadata": {**about, "role": "clean"}}
         )
-        corrupt = made(people=swapped, label={**label, "metadata": {**about, "role": "corrupt"}})
-        if len(clean) != len(corrupt):
-            raise ValueError(
-                f"ioi: pair {number} has {len(clean)} and {len(corrupt)} tokens in this tokenizer"
-            )
-        return [clean, corrupt]
+        references = [swapped, *self._others(number, names, {giver, getter, *others})]
+        corrupt = [
+            made(people=people, label={**label, "metadata": {**about, "role": f"corrupt{place or ''}"}})
+            for place, people in enumerate(references)
+        ]
+        for other in corrupt:
+            if len(clean) != len(other):
+                raise ValueError(
+                    f"ioi: pair {number} has {len(clean)} and {len(other)} tokens in this tokenizer"
+                )
+        return [clean, *corrupt]
+
+    def _others(self, number: int, names: list[str], used: set[str]) -> list[tuple[str, str, str]]:
+        """The names of the references after the first, none of them twice."""
+        rng = random.Random(f"{self.seed}-{number}-references")
+        left = [name for name in names if name not in used]
+        drawn = rng.sample(left, 3 * (self.references - 1))
+        return [(drawn[at], drawn[at + 1], drawn[at + 2]) for at in range(0, len(drawn), 3)]
 
     def _one(
         self,
