@@ -105,7 +105,7 @@ def columns(values: Values, side: str, named: str) -> list[dict[str, Any]]:
     }  # fmt: skip
     return [
         {"field": "head_name", "headerName": "Head", "cellRenderer": "HeadLink", "width": 80, "pinned": "left"},
-        {"field": side, "headerName": side_name(values, side), "width": 88, **numeric,
+        {"field": side, "headerName": side_name(values, side), "width": 104, **numeric,
          "headerTooltip": f"{values.score.label}: {values.score.meaning}"},
         *([interval] if bounded else []),
         *[{"field": each, "headerName": NAMES[each], "width": 80, **numeric} for each in others],

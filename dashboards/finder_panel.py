@@ -82,7 +82,11 @@ def register_finder(app: Dash, source: Source) -> None:
         except SourceError as trouble:
             return {}, problem(trouble), None
         drawn = grid_figure(found, selection.whose, tuple(settled["shape"]), settled["group"])
-        return drawn, grid_legend(drawn, found, selection.whose), side_switch("whose", found.score)
+        return (
+            drawn,
+            grid_legend(drawn, found, selection.whose),
+            side_switch("whose", found.score, selection.whose),
+        )
 
     app.callback(
         Output("heads-data", "data"),

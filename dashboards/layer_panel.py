@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dash import Dash, Input, Output, State, html
+from dash import ClientsideFunction, Dash, Input, Output, State, html
 
 from sparselens.dashboards.multiple import LAYER_MAPS, layer_maps, multiples_figure, multiples_note
 from sparselens.dashboards.page import chosen, panel, part, problem, switch
@@ -61,3 +61,4 @@ def register_layer(app: Dash, source: Source) -> None:
         Input(LAYER_FIELDS, "data"),
         State("selection", "data"),
     )(draw)
+    app.clientside_callback(ClientsideFunction("sparselens", "shown"), Input("multiples", "children"))

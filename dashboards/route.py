@@ -22,6 +22,7 @@ from sparselens.dashboards.picture import png
 from sparselens.dashboards.query import SECONDS, Source, SourceError
 from sparselens.dashboards.reads import reads
 from sparselens.dashboards.selection import Selection
+from sparselens.dashboards.strip import strip_cells, strip_png
 
 CSV_ROWS = 100_000
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -69,6 +70,24 @@ def register(server: Flask, source: Source) -> None:
         return _answer(draw, "theme", "seen")
 
     server.get("/view/layer.png")(view_layer)
+
+    def view_tokens() -> Response:
+        def pack(selection: Selection) -> Response:
+            cells, _ = strip_cells(source, selection)
+            return Response(cells.astype("<f4").tobytes(), mimetype="application/octet-stream", headers=KEEP)
+
+        return _answer(pack, "seen")
+
+    server.get("/view/tokens")(view_tokens)
+
+    def view_strip() -> Response:
+        def draw(selection: Selection) -> Response:
+            theme = "dark" if request.args.get("theme") == "dark" else "light"
+            return Response(strip_png(source, selection, theme), mimetype="image/png", headers=KEEP)
+
+        return _answer(draw, "theme", "seen")
+
+    server.get("/view/tokens.png")(view_strip)
 
     def view_cells() -> Response:
         def pack(selection: Selection) -> Response:

@@ -68,7 +68,12 @@ def register_scatter(app: Dash, source: Source) -> None:
         for axis, each, side in (("x", x, selection.x_whose), ("y", y, selection.y_whose)):
             what = f"{axis}: {each.score.label}, {each.score.meaning}. {each.over.get(side, 'Not in the trace')}."
             said.append(html.P(what, className="note"))
-        return drawn, said, side_switch("x_whose", x.score), side_switch("y_whose", y.score)
+        return (
+            drawn,
+            said,
+            side_switch("x_whose", x.score, selection.x_whose),
+            side_switch("y_whose", y.score, selection.y_whose),
+        )
 
     app.callback(
         Output("scatter", "figure"),

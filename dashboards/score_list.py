@@ -32,11 +32,13 @@ def shown(source: Source, selection: Selection, name: str) -> Values:
     return values(source, found[asked], selection)
 
 
-def side_switch(name: str, score: Score | None) -> Any:
+def side_switch(name: str, score: Score | None, now: str) -> Any:
     """Buttons for whose numbers are shown: those sides that the trace has of the score."""
     there = score.sides if score else SIDES
     made = switch("Whose", name, [("", ""), *[(side, NAMES[side]) for side in SIDES if side in there]])
     made.children = made.children[1:]
+    for button in made.children:
+        setattr(button, "aria-pressed", str(getattr(button, "data-option") == f"{name}={now}").lower())
     return made
 
 

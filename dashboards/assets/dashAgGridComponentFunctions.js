@@ -14,6 +14,11 @@
     const target = here ? { "data-cell": name } : { "data-page": "/head" };
     return make("button", { type: "button", className: "link", "data-go": go, "aria-current": chosen ? "true" : undefined, title: here ? "Select " + name : "Open " + name, ...target }, name);
   };
+  own.TokenLink = function (props) {
+    const { pos, text } = props.data;
+    const word = (text ?? "").replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
+    return make("button", { type: "button", className: "link", "data-go": JSON.stringify({ q: pos }), title: "Show it in the text" }, pos + " " + word);
+  };
   own.Number = (props) => make("span", null, window.sparselens.number(props.value));
   own.Plain = function (props) {
     const value = props.value;

@@ -16,6 +16,13 @@
       if (at) lens.go({ layer: at[0], head: at[1] });
       return window.dash_clientside.no_update;
     },
+    // A click into one of the small figures by layer selects the layer.
+    layer: function () {
+      const fired = window.dash_clientside.callback_context.triggered[0];
+      const at = fired && fired.value && fired.value.points && fired.value.points[0];
+      if (at) lens.go({ layer: at.x });
+      return window.dash_clientside.no_update;
+    },
     brush: function (brush) {
       const range = brush && brush.range;
       if (range && range.x && range.y) {

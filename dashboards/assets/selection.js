@@ -42,6 +42,7 @@
       option.setAttribute("aria-pressed", String(chosen === value));
     }
     if (lens.markTokens) lens.markTokens();
+    if (lens.markStrips) lens.markStrips();
   };
   window.addEventListener("popstate", () => lens.mark());
 

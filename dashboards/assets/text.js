@@ -43,6 +43,7 @@
       } else token.textContent = visible(text) || "∅";
       if (data.special[pos]) token.classList.add("special");
       if (marked.has(pos)) token.classList.add("marked");
+      if (data.marks && data.marks[pos]) token.classList.add("sink", data.marks[pos]);
       shown.tokens.push(token);
       paper.append(token);
     });
@@ -59,7 +60,7 @@
 
   lens.shade = function () {
     const data = shown.data;
-    if (!data || data.kind !== "loss") return;
+    if (!data || data.kind === "attention") return;
     const shade = data.only || lens.get("shade") || "diff";
     if (shown.shade === shade) return;
     shown.shade = shade;
@@ -89,7 +90,7 @@
       if (token && shown.shownAt !== q) into(token);
       shown.shownAt = q;
     }
-    if (shown.data.kind === "loss") lens.shade();
+    if (shown.data.kind !== "attention") lens.shade();
     else lens.read(q !== null ? Number(q) : shown.data.start);
   };
 
@@ -114,7 +115,7 @@
   lens.shadeReads = function () {
     const reads = shown.reads;
     const data = shown.data;
-    if (!reads || !data || data.kind === "loss") return;
+    if (!reads || !data || data.kind !== "attention") return;
     const side = lens.get("side") || "b";
     const hide = lens.get("hide") === "1";
     const bend = { linear: (x) => x, sqrt: Math.sqrt, log: (x) => Math.max(0, 1 + Math.log10(Math.max(x, 1e-9)) / 4) }[lens.get("scale") || "sqrt"];
@@ -177,12 +178,14 @@
     const pos = Number(token.dataset.pos);
     const data = shown.data;
     const lines = ["#" + pos + " " + quoted(data.texts[pos]) + (data.special[pos] ? " special token" : "")];
-    if (data.kind === "loss") {
-      for (const [name, label] of [["a", "BASE"], ["b", "RUN"], ["diff", "RUN − BASE"]])
-        if (data.values[name]) lines.push("NLL " + label + "  " + lens.number(data.values[name][pos]));
+    if (data.kind !== "attention") {
+      const labels = data.labels || { a: "NLL BASE", b: "NLL RUN", diff: "NLL RUN − BASE" };
+      for (const name of ["a", "b", "diff"])
+        if (data.values[name]) lines.push(labels[name] + "  " + lens.number(data.values[name][pos]));
+      if (data.notes && data.notes[pos]) lines.push(data.notes[pos]);
       const span = (data.spans || []).filter((s) => s.start <= pos && pos < s.stop).map((s) => s.name);
       if (span.length) lines.push("span " + span.join(", "));
-      if (pos > 0) lines.push("click: keys of the row that predicts it");
+      if (pos > 0 && data.kind === "loss") lines.push("click: keys of the row that predicts it");
     } else if (shown.reads) {
       const i = shown.at?.get(pos);
       const who = shown.reads.way === "reads" ? "read by query " + shown.reads.q : "reads key " + shown.reads.q;
@@ -213,7 +216,7 @@
       return;
     }
     tip(event, token);
-    if (shown.data.kind !== "loss" && lens.get("q") === null) {
+    if (shown.data.kind === "attention" && lens.get("q") === null) {
       clearTimeout(timer);
       timer = setTimeout(() => lens.read(Number(token.dataset.pos)).then(() => tip(event, token)), 25);
     }
