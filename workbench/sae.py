@@ -24,11 +24,69 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 SHIPPED = Path(__file__).parent / "saes"
+WEIGHTS = "sae_weights.safetensors"
+CARD = "card.json"
 
 
 def shipped_saes() -> tuple[str, ...]:
     """Return the names of the SAEs that come with SparseLens."""
     return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/cfg.json")))
+
+
+def folder_of(source: str | Path) -> Path:
+    """Return the folder of a shipped name, or the path that was given."""
+    return SHIPPED / str(source) if str(source) in shipped_saes() else Path(source).expanduser()
+
+
+def shipped_for(session: Session) -> str:
+    """Return the name of the SAE that comes with a session's weights; `ValueError` where none does."""
+    for name in shipped_saes():
+        if _record_of(SHIPPED / name).get("weight_hash") == session.provenance.weight_hash:
+            return name
+    raise ValueError(
+        f"no SAE comes with {session.provenance.name}: give sae=FOLDER or sae=RELEASE:SAE_ID;"
+        " `sparselens sae train` makes one"
+    )
+
+
+def described() -> list[dict[str, Any]]:
+    """Return a row for each shipped SAE and policy it was measured under; `sha256` of its weights."""
+    rows = []
+    for name in shipped_saes():
+        folder = SHIPPED / name
+        record, config = _record_of(folder), json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        kept = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).exists() else {}
+        about = {
+            "name": name,
+            "model": record["model"],
+            "hook": config["metadata"]["hook_name"],
+            "kind": config["architecture"],
+            "features": config["d_sae"],
+            "tokens": record["tokens"],
+            "sha256": files_hash([folder / WEIGHTS]),
+        }
+        names = ("policy", "l0", "explained", "dead", "recovered_zero", "recovered_mean", "n", "tokens")
+        measured = [{each: row[each] for each in names} for row in kept.get("rows", [])] or [{}]
+        rows += [
+            about | {"measured on" if key == "tokens" else key: row[key] for key in row} for row in measured
+        ]
+    return rows
+
+
+def keep_card(source: str | Path, rows: list[dict[str, Any]], about: dict[str, Any]) -> Path:
+    """Write what was measured of an SAE into its folder; returns the file. `ValueError` where it has no folder."""
+    folder = folder_of(source)
+    if not (folder / "cfg.json").exists():
+        raise ValueError(f"{source} is no local folder: there is nowhere to keep its card")
+    (folder / CARD).write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    return folder / CARD
+
+
+def _record_of(folder: Path) -> dict[str, Any]:
+    """Return what is known of the training of the SAE in a folder; empty where nothing is."""
+    file = folder / RECORD
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return record
 
 
 @dataclass(eq=False)
@@ -126,9 +184,7 @@ def load_sae(source: str | Path, session: Session, *, hook: str | None = None) -
         )
     record, digest = {}, None
     if folder is not None:
-        digest = files_hash([folder / "sae_weights.safetensors"])
-        if (folder / RECORD).exists():
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        digest, record = files_hash([folder / WEIGHTS]), _record_of(folder)
     trained_on = record.get("weight_hash")
     if trained_on is not None and trained_on != session.provenance.weight_hash:
         raise ValueError(
@@ -144,9 +200,9 @@ def _read(source: str | Path, session: Session) -> tuple[SAE[Any], Path | None]:
     """Return SAELens' object and the folder it came from (None from the hub)."""
     import sae_lens
 
-    folder = SHIPPED / str(source) if str(source) in shipped_saes() else Path(source).expanduser()
+    folder = folder_of(source)
     if (folder / "cfg.json").exists():
-        return sae_lens.SAE.load_from_disk(str(folder), device=str(session.device)), folder
+        return sae_lens.SAE.load_from_disk(str(folder), device=str(session.device), dtype="float32"), folder
     release, colon, sae_id = str(source).partition(":")
     if not colon or folder.exists():
         raise ValueError(

@@ -67,11 +67,18 @@ class Recipe:
 
 
 def train(
-    session: Session, recipe: Recipe, folder: Path, *, resume: bool = False, say: Say = lambda _: None
+    session: Session,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    half: bool = False,
+    say: Say = lambda _: None,
 ) -> Path:
     """Train an SAE and write it to `folder` as SAELens does (`cfg.json`, `sae_weights.safetensors`); returns it.
 
-    With `resume` the last checkpoint in the folder is taken up; the result is the same as without a break. Raises
+    With `resume` the last checkpoint in the folder is taken up; the result is the same as without a break. `half`: the
+    weights are stored as float16, at half the size; they are float32 again wherever they are loaded. Raises
     `ValueError` on a folder that holds an SAE already, or another recipe's checkpoint.
     """
     _refuse(folder, recipe, session, resume=resume)
@@ -97,7 +104,10 @@ def train(
         say(_progress(trainer, step, recipe))
         if block % recipe.every == 0:
             _keep(trainer, checkpoint, block)
-    return _finish(trainer, session, recipe, folder)
+    _finish(trainer, session, recipe, folder)
+    if half:
+        halve(folder)
+    return folder
 
 
 def _refuse(folder: Path, recipe: Recipe, session: Session, *, resume: bool) -> None:
@@ -241,7 +251,17 @@ def _progress(trainer: SAETrainer[Any, Any], step: Any, recipe: Recipe) -> str:
     )
 
 
-def _finish(trainer: SAETrainer[Any, Any], session: Session, recipe: Recipe, folder: Path) -> Path:
+def halve(folder: Path) -> None:
+    """Store the weights of the SAE in a folder as float16, and say so in its record."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "sae_weights.safetensors"
+    save_file({name: weights.half() for name, weights in load_file(file).items()}, file)
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps(record | {"stored": "float16"}, indent=1) + "\n")
+
+
+def _finish(trainer: SAETrainer[Any, Any], session: Session, recipe: Recipe, folder: Path) -> None:
     """Write the SAE for inference and what it was trained on; the checkpoint goes."""
     trainer.set_final_sae_metadata()
     if trainer.activation_scaler.scaling_factor is not None:
@@ -250,4 +270,3 @@ def _finish(trainer: SAETrainer[Any, Any], session: Session, recipe: Recipe, fol
     record = _record(session, recipe) | {"tokens": trainer.n_training_samples}
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
-    return folder

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Features:
-    """The SAE (`sae`; `hook` where it does not say its own), the run and the base it is compared with.
+    """The SAE (`sae`, empty: the one shipped for the model; `hook` where it does not say its own), the run, its base.
 
     `base` is the run's own base unless given. Of each token the `top` strongest features are stored, of the best
     `sourced` of them the `keys` largest parts by head and source token. `prompts` 0: all prompts of the run.
@@ -41,10 +41,6 @@ class Features:
     def __post_init__(self) -> None:
         if not self.run:
             raise ValueError("features compares a captured run with its base: name it with --run")
-        if not self.sae:
-            raise ValueError(
-                "features needs an SAE: sae=FOLDER or sae=RELEASE:SAE_ID; `sparselens sae train` makes one"
-            )
         for name in ("top", "sourced", "keys"):
             if getattr(self, name) < 1:
                 raise ValueError(f"features: {name} is 1 or more, not {getattr(self, name)}")
@@ -54,11 +50,11 @@ def find(setting: Setting) -> Findings:
     """Encode every prompt under both policies; `ValueError` where the SAE does not fit the model."""
     from sparselens.analyses.features.measure import Ask
     from sparselens.workbench.progress import Progress
-    from sparselens.workbench.sae import load_sae
+    from sparselens.workbench.sae import load_sae, shipped_for
 
     chosen: Features = setting.parameters
     run, base = pair_of(setting.trace, chosen.run, chosen.base)
-    sae = load_sae(chosen.sae, setting.model, hook=chosen.hook or None)
+    sae = load_sae(chosen.sae or shipped_for(setting.model), setting.model, hook=chosen.hook or None)
     prompts = _prompts(setting)
     ask = Ask(chosen.top, chosen.sourced, chosen.keys)
     units = []

@@ -181,7 +181,7 @@ def test_bad_questions_say_what_would_do(session: Session, made: Made) -> None:
     run = runs["dense"]
     with pytest.raises(ValueError, match="name it with --run"):
         features.run(session, trace, sae=str(sae))
-    with pytest.raises(ValueError, match="features needs an SAE"):
+    with pytest.raises(ValueError, match="no SAE comes with"):
         features.run(session, trace, run=run)
     with pytest.raises(ValueError, match="top is 1 or more"):
         features.run(session, trace, run=run, sae=str(sae), top=0)
@@ -211,9 +211,9 @@ def test_a_card_says_what_the_tables_say(made: Made, found: dict[str, str], sql:
 
 
 def test_the_heads_of_a_card_and_what_is_not_stored_sum_to_the_pre_activations(made: Made, sql: Any) -> None:
-    row = sql("SELECT run_id, feature FROM feature_sources GROUP BY ALL ORDER BY count(*) DESC, run_id, feature LIMIT 1")[
-        0
-    ]
+    row = sql(
+        "SELECT run_id, feature FROM feature_sources GROUP BY ALL ORDER BY count(*) DESC, run_id, feature LIMIT 1"
+    )[0]
     with connect(made[0]) as connection:
         seen = card(connection, row["feature"], run=row["run_id"])
     bias = sql(

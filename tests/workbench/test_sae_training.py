@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file
 from small_session import small_session
 
+from sparselens.workbench import sae as sae_module
 from sparselens.workbench import sae_training
 from sparselens.workbench.activations import Stream
-from sparselens.workbench.sae_training import ARCHITECTURES, Recipe, train
+from sparselens.workbench.sae import described, keep_card, load_sae, shipped_for
+from sparselens.workbench.sae_training import ARCHITECTURES, RECORD, Recipe, train
 from sparselens.workbench.session import Session
 from sparselens.workbench.site import Site
 
@@ -157,3 +159,34 @@ def test_a_wrong_recipe_says_what_would_do(session: Session, change: dict[str, A
 def test_a_wrong_hook_says_what_would_do(session: Session, hook: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Site.of(session, hook)
+
+
+def test_half_the_size_reads_the_same_up_to_float16(session: Session, tmp_path: Path) -> None:
+    chosen = recipe(session)
+    whole = train(session, chosen, tmp_path / "whole")
+    half = train(session, chosen, tmp_path / "half", half=True)
+    sizes = [(folder / "sae_weights.safetensors").stat().st_size for folder in (whole, half)]
+    assert sizes[1] < 0.55 * sizes[0]
+    assert json.loads((half / RECORD).read_text())["stored"] == "float16"
+    one, two = (load_sae(folder, session).inner for folder in (whole, half))
+    assert two.W_dec.dtype == torch.float32
+    torch.testing.assert_close(one.W_dec, two.W_dec, rtol=2**-11, atol=1e-7)
+
+
+def test_a_card_is_kept_beside_the_weights_and_listed(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sae_module, "SHIPPED", tmp_path)
+    with pytest.raises(ValueError, match="no SAE comes with"):
+        shipped_for(session)
+    train(session, recipe(session), tmp_path / "small")
+    measured = {"policy": "dense", "l0": "8", "explained": "0.5", "dead": 0.1, "n": 2, "tokens": 62}
+    measured |= {"recovered_zero": "0.7 [0.6, 0.8]", "recovered_mean": "0.6"}
+    keep_card("small", [measured], {"text": "words"})
+    (row,) = described()
+    assert (row["name"], row["recovered_zero"], row["measured on"]) == ("small", "0.7 [0.6, 0.8]", 62)
+    assert row["tokens"] >= 3000
+    assert row["sha256"] == load_sae("small", session).weight_hash
+    assert shipped_for(session) == "small"
+    with pytest.raises(ValueError, match="no local folder"):
+        keep_card("elsewhere:nothing", [measured], {})

@@ -45,6 +45,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a training that was interrupted.")
     ] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
     """Train an SAE; Ctrl-C loses no more than the blocks since the last checkpoint (--resume goes on)."""
@@ -59,13 +60,24 @@ def train(
         Site.of(session, hook), text, context=context, batch=batch, seed=seed, block=_windows(context, batch)
     )
     recipe = Recipe(stream, architecture, features, k, sparsity, tokens, learning_rate)
-    run(session, recipe, out, resume=resume, say=lambda line: print(line, file=sys.stderr))
+    run(session, recipe, out, resume=resume, half=half, say=lambda line: print(line, file=sys.stderr))
     print(out)
 
 
 def _windows(context: int, batch: int) -> int:
     """Return how many windows are shuffled together: those of 16,384 vectors, or of four batches."""
     return -(-max(16_384, 4 * batch) // (context - 1))
+
+
+@COMMAND.command()
+def ls(
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
+) -> None:
+    """List the SAEs that come with SparseLens, with what was measured of them."""
+    from sparselens.workbench.listing import show
+    from sparselens.workbench.sae import described
+
+    show(described(), as_json=as_json, empty="none is shipped")
 
 
 @COMMAND.command()
@@ -80,6 +92,7 @@ def card(
     windows: Annotated[int, typer.Option(min=2, help="Windows of text.")] = 16,
     context: Annotated[int, typer.Option(min=8, help="Tokens of a window.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    keep: Annotated[bool, typer.Option("--keep", help="Write the numbers into the SAE's folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
 ) -> None:
     """Measure an SAE on text that it was not trained on: sparsity, reconstruction, loss recovered."""
@@ -90,13 +103,16 @@ def card(
     from sparselens.workbench.corpus import windows as cut
     from sparselens.workbench.listing import show
     from sparselens.workbench.models import load
-    from sparselens.workbench.sae import load_sae
+    from sparselens.workbench.sae import keep_card, load_sae
 
     session = load(model, device=device)
     sae = load_sae(source, session, hook=hook)
     chosen = list(islice(cut(documents(text, held_out=True), session.tokenizer, context), windows))
     rows = [quality(session, sae, chosen, each).row() for each in ("dense", *(policy or ()))]
     show(rows, as_json=as_json)
+    if keep:
+        note = keep_card(source, rows, {"text": text, "windows": windows, "context": context})
+        print(f"kept in {note}", file=sys.stderr)
     trained = sae.record.get("tokens")
     about = f"{sae.name} on {sae.site.name}: {sae.architecture}, {sae.features} features"
     print(f"{about}, trained on {trained:,} tokens" if trained else about, file=sys.stderr)
