@@ -10,13 +10,13 @@ import hashlib
 import sys
 from pathlib import Path
 
-from sparselens.storage import feature_tables, head_tables, result_tables, run_tables
+from sparselens.storage import circuit_tables, feature_tables, head_tables, result_tables, run_tables
 from sparselens.storage.column import Column, Table
 
 SCHEMA_VERSION = 3
 """1: until 0.1. 2: `interventions` has trial, fold, matched, n_clusters, prompt_set, definition; there are
 `intervention_prompts` and `estimates`. 3: there is `removals`; numbers are also over the rows `decoded`;
-there are `saes`, `features` and the other tables of features."""
+there are `saes`, `features` and the other tables of features, `circuits` and the other tables of circuits."""
 
 # A row group is whole layers of one prompt and at least this many rows (the last of a file may be smaller),
 # at most the second number: zone maps on layer prune, a query for one head opens one row group a prompt.
@@ -47,6 +47,7 @@ _ORDER = (
     result_tables.ESTIMATES,
     head_tables.ACTIVATIONS,
     *feature_tables.FEATURE_TABLES,
+    *circuit_tables.CIRCUIT_TABLES,
     run_tables.SUBJECTS,
 )
 
