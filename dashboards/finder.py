@@ -16,7 +16,7 @@ from sparselens.dashboards.verdict import number
 
 ROLE_SCORES = """
 SELECT layer, head, metric, value FROM head_scores
-WHERE run_id = $run AND head IS NOT NULL AND value IS NOT NULL
+WHERE run_id = $run AND head IS NOT NULL AND value IS NOT NULL AND json_extract_string(params, '$.fold') IS NULL
 QUALIFY row_number() OVER (PARTITION BY layer, head, metric ORDER BY analysis_id DESC) = 1
 """
 NAMES = {"a": "A", "b": "B", "diff": "B − A"}

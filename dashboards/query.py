@@ -132,6 +132,13 @@ class Source:
                 self._kept.popitem(last=False)
         return made
 
+    def through(self, make: Callable[[reader.Connection], Made]) -> Made:
+        """What `make` returns of the open trace; whatever it cannot do is a SourceError."""
+        try:
+            return make(self._connection())
+        except (ValueError, OSError, duckdb.Error) as problem:
+            raise SourceError(one_line(problem)) from problem
+
     def records(self, sql: str, **values: Value) -> list[dict[str, Any]]:
         """Rows as dictionaries of plain Python values, NULL and NaN as None."""
         return records(self.frame(sql, **values))

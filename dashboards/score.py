@@ -2,7 +2,7 @@
 
 A score is named as in SQL, `table.metric`: `head_stats.entropy`, `head_scores.retrieval`, `diffs.write_error`. What
 comes after a `~` tells apart what is measured otherwise: the dense pattern of `head_stats`, other prompts or rows of
-`head_scores`. A name without it is the newest of them.
+`head_scores`. A name without it is the newest of them, rankings of `restore` and `ablate` last.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SELECT metric, {VARIANT} AS variant, any_value(definition) AS definition, any_va
        bool_or(run_id = $a) AS in_a, coalesce(bool_or(run_id = $b), false) AS in_b,
        max(analysis_id) AS newest
 FROM head_scores WHERE run_id IN ($a, $b) AND head IS NOT NULL AND value IS NOT NULL
-GROUP BY ALL ORDER BY metric, newest DESC, variant
+GROUP BY ALL ORDER BY metric, fold IS NOT NULL, newest DESC, variant
 """
 ROWS_THERE = "SELECT DISTINCT rows FROM head_stats WHERE run_id IN ($a, $b) ORDER BY rows"
 PREFERRED = (

@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 SHOWS_SETTLED = (
     *("a", "b", "prompt", "scope", "rows", "metric", "layer", "head"),
     *("score", "whose", "x", "x_whose", "y", "y_whose", "study"),
+    *("sae", "feature"),
 )
 
 
@@ -122,6 +123,8 @@ class Selection:
     needle: str = "nll"
     study: str = ""
     outcome: str = "change"
+    sae: str = ""
+    feature: int | None = None
 
     @classmethod
     def parse(cls, search: str) -> tuple[Selection, list[str]]:
@@ -183,7 +186,7 @@ def _one_of(name: str) -> Callable[[str], str]:
 READERS: dict[str, Callable[[str], Any]] = {
     field.name: (
         _number
-        if field.name in ("layer", "head", "q", "top")
+        if field.name in ("layer", "head", "q", "top", "feature")
         else Window.parse
         if field.name in ("qs", "ks")
         else Box.parse

@@ -19,6 +19,11 @@
     const word = (text ?? "").replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
     return make("button", { type: "button", className: "link", "data-go": JSON.stringify({ q: pos }), title: "Show it in the text" }, pos + " " + word);
   };
+  own.FeatureLink = function (props) {
+    const { feature } = props.data;
+    const chosen = window.sparselens.get("feature") === String(feature);
+    return make("button", { type: "button", className: "link", "data-go": JSON.stringify({ feature }), "aria-current": chosen ? "true" : undefined, title: "Show feature " + feature }, String(feature));
+  };
   own.Number = (props) => make("span", null, window.sparselens.number(props.value));
   own.Plain = function (props) {
     const value = props.value;
