@@ -60,19 +60,19 @@ WHERE run_id = $a AND metric = 'retrieval' AND head IS NOT NULL AND json_extract
 """
 NUMERIC = {"type": "rightAligned", "cellRenderer": "Number"}
 COLUMNS: list[dict[str, Any]] = [
-    {"field": "head_name", "headerName": "Head", "cellRenderer": "HeadLink", "width": 80, "pinned": "left"},
-    {"field": "mass_a", "headerName": "reads it in A", "width": 112, **NUMERIC,
+    {"field": "head_name", "headerName": "Head", "cellRenderer": "HeadLink", "width": 76, "pinned": "left"},
+    {"field": "mass_a", "headerName": "reads it in A", "width": 108, **NUMERIC,
      "headerTooltip": "attention to the answer's place in the needle, mean over the rows that predict the answer; "
      "stored keys only, so at least this"},
-    {"field": "mass_b", "headerName": "in B", "width": 84, **NUMERIC, "headerTooltip": "the same in B"},
-    {"field": "write_error", "headerName": "write error", "width": 104, **NUMERIC,
+    {"field": "mass_b", "headerName": "in B", "width": 70, **NUMERIC, "headerTooltip": "the same in B"},
+    {"field": "write_error", "headerName": "write error", "width": 96, **NUMERIC,
      "headerTooltip": "how far what the head writes on these rows is from A, ÷ the layer's mean ‖attention output‖"},
-    {"field": "kept", "headerName": "kept mass", "width": 100, **NUMERIC,
+    {"field": "kept", "headerName": "kept mass", "width": 92, **NUMERIC,
      "headerTooltip": "share of A's mass on these rows that B keeps, the first token left out"},
-    {"field": "retrieval", "headerName": "retrieval", "width": 96, **NUMERIC,
+    {"field": "retrieval", "headerName": "retrieval", "width": 84, **NUMERIC,
      "headerTooltip": "retrieval score of the head under A's policy, over other needles (docs/roles.md)"},
-    {"field": "interval", "headerName": "95 %", "width": 130, "type": "rightAligned", "sortable": False},
-    {"field": "roles", "headerName": "Roles", "minWidth": 150, "flex": 1, "tooltipField": "roles"},
+    {"field": "interval", "headerName": "95 %", "width": 124, "type": "rightAligned", "sortable": False},
+    {"field": "roles", "headerName": "Roles", "minWidth": 120, "flex": 1, "tooltipField": "roles"},
 ]  # fmt: skip
 
 

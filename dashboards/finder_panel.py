@@ -21,7 +21,7 @@ from sparselens.dashboards.finder import (
 from sparselens.dashboards.page import chosen, panel, part, problem, switch
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.scatter import points
-from sparselens.dashboards.score_list import AXES, SHOWN, shown, side_switch
+from sparselens.dashboards.score_list import AXES, SHOWN, list_places, shown, side_switch
 
 HIDDEN = {"display": "none"}
 GRID_FIELDS = part(*SHOWN)
@@ -33,7 +33,7 @@ def finder_panel() -> Any:
     return panel(
         "Finder",
         dcc.Store(id="heads-data"),
-        html.Div(id="heads-lists", className="controls"),
+        list_places(),
         html.Div(
             [
                 html.Div(
@@ -93,9 +93,8 @@ def register_finder(app: Dash, source: Source) -> None:
         Output("heads-legend", "children"),
         Output("score-sides", "children"),
         Input(GRID_FIELDS, "data"),
-        Input("heads-lists", "children"),
         State("selection", "data"),
-    )(lambda data, _, settled: draw(data, settled))
+    )(draw)
     app.clientside_callback(ClientsideFunction("sparselens", "grid"), Input("heads-data", "data"))
 
     def rank(data: dict[str, Any] | None) -> Any:

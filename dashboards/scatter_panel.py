@@ -10,7 +10,7 @@ from sparselens.dashboards.finder import inside, roles
 from sparselens.dashboards.page import chosen, panel, part, problem
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.scatter import axis_title, figure, points, sentence
-from sparselens.dashboards.score_list import AXES, shown, side_switch
+from sparselens.dashboards.score_list import AXES, axis_places, shown, side_switch
 
 SCATTER_FIELDS = part("a", "b", "prompt", "over", "scope", "rows", *AXES, "box", "layer", "head")
 EMPTY = {"data": [], "layout": {"height": 400}}
@@ -20,7 +20,7 @@ def scatter_panel() -> Any:
     """The panel before anything is drawn in it."""
     return panel(
         "Two scores",
-        html.Div(id="axis-lists", className="controls"),
+        axis_places(),
         html.Div(
             dcc.Graph(
                 id="scatter",
@@ -81,8 +81,7 @@ def register_scatter(app: Dash, source: Source) -> None:
         Output("x-sides", "children"),
         Output("y-sides", "children"),
         Input(SCATTER_FIELDS, "data"),
-        Input("axis-lists", "children"),
-    )(lambda data, _: draw(data))
+    )(draw)
     for function, prop in (("point", "clickData"), ("brush", "selectedData")):
         app.clientside_callback(
             ClientsideFunction("sparselens", function), Input("scatter", prop), prevent_initial_call=True

@@ -49,49 +49,62 @@ def filled(made: Any, data: list[Any], value: str) -> Any:
     return made
 
 
+def list_places() -> Any:
+    """Where the lists of the grid and the finder go."""
+    return html.Div(
+        [
+            html.Div(id="score-list", className="place"),
+            html.Div(id="score-sides"),
+            html.Div(id="over-lists", className="place"),
+            switch("Over", "over", [("prompt", "This prompt"), ("all", "All prompts")]),
+        ],
+        className="controls",
+    )
+
+
+def axis_places() -> Any:
+    """Where the lists of the axes go."""
+    return html.Div(
+        [
+            html.Div(
+                [html.Div(id=f"{axis}-list", className="place"), html.Div(id=f"{axis}-sides")],
+                className="axis-list",
+            )
+            for axis in ("x", "y")
+        ],
+        className="controls",
+    )
+
+
 def register_lists(app: Dash, source: Source) -> None:
     """Fill the lists when the pair changes."""
 
     def fill(data: dict[str, Any] | None, settled: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or settled is None or not selection.a:
-            return None, None
+            return None, None, None, None
         try:
             found = scores(source, selection.a, selection.b)
             kinds = over(source, selection.a, selection.b)
             rows = kinds.get(selection.scope) or rows_there(source, selection)
         except SourceError as trouble:
-            return problem(trouble), None
+            return problem(trouble), None, None, None
         now = Selection.of(settled["values"])
         grouped = options(found)
-        lists = [
-            filled(
-                picker("score", "Score", "What the grid and the finder show", wide=True), grouped, now.score
-            ),
-            html.Div(id="score-sides"),
-            filled(picker("rows", "Rows", "Over which query rows"), rows, now.rows),
-            filled(picker("scope", "Scope", "What is compared with what, in diffs"), list(kinds), now.scope)
-            if kinds
-            else None,
-            switch("Over", "over", [("prompt", "This prompt"), ("all", "All prompts")]),
-        ]
-        axes = [
-            html.Div(
-                [
-                    filled(
-                        picker(axis, axis, f"The score along {axis}", wide=True), grouped, getattr(now, axis)
-                    ),
-                    html.Div(id=f"{axis}-sides"),
-                ],
-                className="axis-list",
-            )
-            for axis in ("x", "y")
-        ]
-        return lists, axes
+        others = [filled(picker("rows", "Rows", "Over which query rows"), rows, now.rows)]
+        if kinds:
+            scope = picker("scope", "Scope", "What is compared with what, in diffs")
+            others.append(filled(scope, list(kinds), now.scope))
+        score = picker("score", "Score", "What the grid and the finder show", wide=True)
+        axes = [picker(axis, axis, f"The score along {axis}", wide=True) for axis in ("x", "y")]
+        return (
+            filled(score, grouped, now.score),
+            others,
+            *[filled(axis, grouped, getattr(now, name)) for axis, name in zip(axes, ("x", "y"), strict=True)],
+        )
 
     app.callback(
-        Output("heads-lists", "children"),
-        Output("axis-lists", "children"),
+        *[Output(place, "children") for place in ("score-list", "over-lists", "x-list", "y-list")],
         Input(LIST_FIELDS, "data"),
         State("selection", "data"),
     )(fill)

@@ -113,7 +113,7 @@ def figure(rows: Sequence[dict[str, Any]], metric: str) -> go.Figure:
         font={"color": GREY, "size": 12},
         margin={"l": 56, "r": 12, "t": 10, "b": 44},
         height=380,
-        legend={"orientation": "h", "y": -0.22},
+        legend={"orientation": "h", "y": -0.26},
     )
     made.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, title={"text": "heads"})
     made.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, title={"text": metric.replace("_", " ")})
@@ -183,7 +183,7 @@ def about(
         f"{args.get('phase')}; tested on {study['prompt_set']}, ranked on {args.get('ranked_on')}, other families "
         "each way."
     ]
-    if study["base_run"] != selection.b:
+    if selection.b and study["base_run"] != selection.b:
         same = study["under"] == study["chosen_policy"]
         said.append(
             "Of B's policy, not of the run B itself." if same else "Not of B's policy: choose another study."

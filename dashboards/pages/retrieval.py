@@ -83,7 +83,7 @@ def layout() -> Any:
                         name="panel-carriers",
                     ),
                 ],
-                className="columns needs-run",
+                className="columns retrieval-columns needs-run",
             ),
             study_panel(),
         ],
