@@ -26,7 +26,7 @@ def words() -> Any:
     texts += [
         *letters_set._WORDS.split(),
         *letters_set._LETTERS,
-        "Question: Which option is the word?\nAnswer:",
+        "Options: Question: Which option is the word?\nAnswer:",
     ]
     texts += [sentence for block in paragraphs() for sentence in block]
     known = dict.fromkeys(piece for text in texts for piece in re.findall(r"\w+|\n|[^\w\s]", text))

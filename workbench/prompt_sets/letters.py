@@ -26,6 +26,7 @@ _WORDS = (
 )
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LAYOUTS = ("before", "after")
+_OPENING = "Options:\n"  # the first token is a sink: no option shall stand there
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Letters(PromptSet):
         self, order: tuple[str, ...], right: str, named: str, filler: str
     ) -> tuple[str, dict[str, tuple[int, int]]]:
         """The text up to where the letter follows, and the characters of its spans."""
-        text, places, wrong = "", {}, 0
+        text, places, wrong = _OPENING, {}, 0
         for letter, word in zip(_LETTERS, order, strict=False):
             wrong += word != right
             name = "right" if word == right else f"wrong{wrong}"

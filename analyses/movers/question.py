@@ -1,0 +1,170 @@
+"""`analyse movers`: which heads bring an answer to the place where it is said, and from where they take it.
+
+For facts: from the subject or from the question (Geva et al. 2023, arXiv 2304.14767). For multiple choice: from the
+right option's letter (Lieberum et al. 2023, arXiv 2307.09458). Every head's direct effect on answer − foil is split by
+source tokens, under base and policy; the largest are cut against random heads of the same layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparselens.analyses.analysis import Analysis, Findings, Setting
+from sparselens.analyses.circuit.port import ports_of
+from sparselens.analyses.movers.cut import Cut, Fold, cut_all, folds_of, intervention_rows
+from sparselens.analyses.movers.measure import measured_case
+from sparselens.analyses.movers.plan import TIMES_CHANCE, Case, Movers, cases
+from sparselens.analyses.movers.rows import (
+    TASK,
+    Block,
+    Numbers,
+    choice_rows,
+    eval_rows,
+    head_rows,
+    model_numbers,
+    used_numbers,
+)
+from sparselens.analyses.movers.show import show
+from sparselens.kernels.head import head_name
+from sparselens.kernels.policy import parse as parse_policy
+from sparselens.workbench.progress import Progress
+
+
+def find(setting: Setting) -> Findings:
+    """Measure every clean prompt, then cut heads on those that the base answers."""
+    chosen: Movers = setting.parameters
+    session, every = setting.model, cases(setting.model, chosen)
+    ports = ports_of(session)
+    policies = list(dict.fromkeys((chosen.base, chosen.policy)))
+    with Progress(len(policies) * len(every), 0, enabled=setting.progress) as bar:
+
+        def once(key: str, case: Case, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+            bar.says(f"{key[:20]} · {case.prompt.name}")
+            found = setting.ledger.once(f"{key} {case.prompt.id}", compute)
+            bar.advance(len(case.prompt))
+            return found
+
+        numbers = {}
+        for policy in policies:
+            numbers[policy] = []
+            for case in every:
+
+                def compute(policy: str = policy, case: Case = case) -> dict[str, Any]:
+                    return measured_case(session, ports, case, policy, chosen.kernel)
+
+                numbers[policy].append(once(policy, case, compute))
+                bar.finished_prompt()
+        before, after = numbers[chosen.base], numbers[chosen.policy]
+        answered, why_not = _answered(every, before)
+        found = model_numbers(every, before, after, answered, chosen)
+        blocks: list[Block] = []
+        extra: dict[str, Any] = {
+            "n_prompts": len(every),
+            "n_answered": int(answered.sum()),
+            "not_applicable": why_not,
+        }
+        if every[0].labels:
+            made, more, said = choice_rows(every, before, after, chosen, session.n_layers)
+            blocks, found, extra = blocks + made, found | more, extra | {"best": said}
+        if not why_not:
+            places = np.flatnonzero(answered).tolist()
+            used, mine, theirs = ([each[at] for at in places] for each in (every, before, after))
+            found |= used_numbers(used, mine, theirs, chosen)
+            blocks += head_rows(used, mine, theirs, chosen, session.n_layers)
+            direct = np.stack([np.asarray(each["direct"], float).sum(0) for each in theirs])
+            shape = (session.n_layers, session.n_heads)
+            folds = folds_of([case.group for case in used], direct, shape, chosen)
+            cuts = cut_all(session, used, folds, chosen, once)
+            blocks.append(("interventions", intervention_rows(folds, cuts, chosen)))
+            blocks.append(("intervention_prompts", _cut_prompts(used, folds, cuts)))
+            extra["cut"] = [[head_name(head) for head in fold.heads] for fold in folds]
+    blocks += [eval_rows(found), _prompt_rows(every, after)]
+    return Findings(blocks, _record(chosen) | {"extra": extra}, [case.prompt for case in every])
+
+
+def _answered(every: Sequence[Case], before: Numbers) -> tuple[Any, str]:
+    """Return which prompts the base answers, and why nothing more is asked where it answers too few."""
+    name = "choice" if every[0].labels else "first_token"
+    right = np.array([bool(each[name]) for each in before])
+    share, chance = float(right.mean()), float(np.mean([case.chance for case in every]))
+    if every[0].labels and share < TIMES_CHANCE * chance:
+        return right, (
+            f"not applicable on this model: the base chooses the right option in {share:.0%} of {len(every)} prompts,"
+            f" chance is {chance:.0%}, {TIMES_CHANCE:g} times chance is asked for"
+        )
+    groups = {case.group for case, now in zip(every, right, strict=True) if now}
+    if len(groups) < 2:
+        return right, (
+            f"not applicable on this model: the base answers {int(right.sum())} of {len(every)} prompts, in"
+            f" {len(groups)} groups; two are needed"
+        )
+    return right, ""
+
+
+def _cut_prompts(used: Sequence[Case], folds: Sequence[Fold], cuts: Sequence[Cut]) -> dict[str, list[Any]]:
+    """Return the columns of `intervention_prompts`: as it is, without the chosen heads, mean over random ones."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("trial", "fold", "prompt_id", "metric", "value")}
+    for fold, cut in zip(folds, cuts, strict=True):
+        for at, values in zip(fold.tested, cut.values, strict=True):
+            for trial, value in enumerate((values[0], values[1], values[2:].mean())):
+                row = (trial, fold.number, used[at].prompt.id, "logit_diff", float(value))
+                for name, cell in zip(columns, row, strict=True):
+                    columns[name].append(cell)
+    return columns
+
+
+def _prompt_rows(every: Sequence[Case], after: Numbers) -> Block:
+    """Return the rows of `prompt_scores`: logit difference and what is answered, under the policy."""
+    rows = [
+        (case.prompt.id, metric, float(each[source]))
+        for case, each in zip(every, after, strict=True)
+        for metric, source in (
+            ("logit_diff", "difference"), ("first_token", "first_token"), ("choice", "choice")
+        )
+    ]  # fmt: skip
+    names = ("prompt_id", "metric", "value")
+    return "prompt_scores", {"task": TASK} | dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def _record(chosen: Movers) -> dict[str, Any]:
+    """Return the fields of the run's record that say what the rows are about."""
+    policy = parse_policy(chosen.policy)
+    return {
+        "policy": chosen.policy,
+        "policy_json": json.dumps(policy.to_json()),
+        "policy_hash": policy.hash,
+        "policy_source": policy.source_code if ".py:" in chosen.policy else None,
+        "phase": policy.phase,
+        "off_label": policy.off_label,
+        "lookahead": policy.lookahead,
+        "kernel": chosen.kernel,
+        "seed": chosen.seed,
+        "prompt_set": chosen.prompts,
+    }
+
+
+def cost(setting: Setting) -> str:
+    """Return what the analysis will run."""
+    chosen: Movers = setting.parameters
+    every = cases(setting.model, chosen)
+    policies = len({chosen.base, chosen.policy})
+    passes = policies + 1 + chosen.references + 1 + chosen.draws
+    tokens = sum(len(case.prompt) for case in every)
+    return (
+        f"{len(every)} prompts, at most {passes} forward passes each ({passes * tokens:,} tokens through"
+        f" {setting.model.n_layers} layers): {policies} watched, the others to cut heads on those that are answered"
+    )
+
+
+ANALYSIS = Analysis(
+    name="movers",
+    question="which heads bring an answer to where it is said, from which tokens, and what does a policy drop of it?",
+    parameters=Movers,
+    find=find,
+    cost=cost,
+    show=show,
+)
