@@ -8,6 +8,7 @@ import numpy as np
 from dash import html
 from numpy.typing import NDArray
 
+from sparselens.dashboards.heatmap import LENGTH
 from sparselens.dashboards.picture import Scale, png
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
@@ -16,8 +17,9 @@ from sparselens.dashboards.verdict import number
 Floats: TypeAlias = NDArray[np.float64]
 MOST_COLUMNS = 768
 TOKENS = """
-SELECT layer, pos, {value} AS value FROM token_stats WHERE run_id = $run AND prompt_id = $prompt
-QUALIFY value IS NOT NULL
+SELECT layer, pos // $pool AS place, max(value) AS value
+FROM (SELECT layer, pos, {value} AS value FROM token_stats WHERE run_id = $run AND prompt_id = $prompt)
+GROUP BY ALL HAVING max(value) IS NOT NULL
 """
 VALUES = {
     "received": "received_mass",
@@ -42,15 +44,18 @@ def strips(source: Source, selection: Selection) -> dict[str, Floats]:
 
 def _strips(source: Source, selection: Selection) -> dict[str, Floats]:
     sql = TOKENS.format(value=VALUES[selection.strip])
+    length = int(source.first(LENGTH, prompt=selection.prompt).get("n") or 0)
     found = {}
     for side in ("a", "b"):
         run = getattr(selection, side)
-        frame = source.frame(sql, run=run, prompt=selection.prompt) if run else None
-        if frame is None or frame.empty:
+        if not run or not length:
             continue
-        cells = np.full((int(frame["layer"].max()) + 1, int(frame["pos"].max()) + 1), np.nan)
-        cells[frame["layer"].to_numpy(), frame["pos"].to_numpy()] = frame["value"].to_numpy()
-        found[side] = pooled(cells)
+        frame = source.frame(sql, run=run, prompt=selection.prompt, pool=pool(length))
+        if frame.empty:
+            continue
+        cells = np.full((int(frame["layer"].max()) + 1, -(-length // pool(length))), np.nan)
+        cells[frame["layer"].to_numpy(), frame["place"].to_numpy()] = frame["value"].to_numpy()
+        found[side] = cells
     if not found:
         raise SourceError(
             "No token_stats are stored for this prompt: captures write them unless --layers or --heads leaves them out."
@@ -61,16 +66,6 @@ def _strips(source: Source, selection: Selection) -> dict[str, Floats]:
 def pool(length: int) -> int:
     """How many positions share a column."""
     return -(-length // MOST_COLUMNS)
-
-
-def pooled(cells: Floats) -> Floats:
-    """Cells with neighbouring positions joined, at most `MOST_COLUMNS` columns, by their largest value."""
-    side = pool(cells.shape[1])
-    columns = -(-cells.shape[1] // side)
-    wide = np.full((cells.shape[0], columns * side), -np.inf)
-    wide[:, : cells.shape[1]] = np.where(np.isnan(cells), -np.inf, cells)
-    joined = wide.reshape(cells.shape[0], columns, side).max(axis=2)
-    return np.where(np.isinf(joined), np.nan, joined)
 
 
 def highest(found: dict[str, Floats]) -> float:
