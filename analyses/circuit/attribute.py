@@ -5,6 +5,11 @@ sender) · ∂metric/∂(what the receiver reads, before its norm), summed over 
 the mean over inputs on the straight line from the ablated embedding to the clean one (EAP-IG, Hanna et al., arXiv
 2403.17806). The points are k/steps for k = 1 … steps, so that one step is the gradient at the clean prompt; the
 authors' code takes k = 0 … steps − 1. The policy selects anew at every point; its selection is a constant in gradients.
+
+On SmolLM2-135M, four IOI pairs, dense, the 50 edges of largest size and 50 random ones: Pearson with exact patches 0.89,
+0.94, 0.89, 0.96 with five steps (0.86, 0.90, 0.87, 0.95 at the authors' points), 0.46, 0.38, 0.74, 0.72 with one. Where
+attention has saturated the gradient does not see its queries and keys, and a loud write that nobody reads looks
+important through the norm: try what matters by `exact`.
 """
 
 from __future__ import annotations
@@ -99,11 +104,12 @@ def _add(run: Run, share: float, difference: Tensor, scores: Tensor) -> None:
     for layer, places in enumerate(run.ports.layers):
         parts = []
         for reading in places.readings:
-            by_head = next(projected)[0].unflatten(-1, (reading.n, -1)).transpose(0, 1)
+            gradient = next(projected)[0]
+            by_head = gradient.reshape(len(gradient), reading.n, -1).transpose(0, 1)
             parts.append(by_head @ reading.weight.transpose(1, 2))
         read = _before(places.norm, taps.streams[layer], torch.cat(parts))
         before = graph.writing(layer).start
-        scores[:before, graph.reading(layer)] += flat[:before] @ precise(read).flatten(1).T
+        scores[:before, graph.reading(layer)] += (precise(read).flatten(1) @ flat[:before].T).T
         before = graph.mlp_writing(layer)
         scores[:before, graph.mlp_reading(layer)] += flat[:before] @ precise(mlps[layer]).flatten()
     row = run.row

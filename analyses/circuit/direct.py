@@ -6,6 +6,8 @@ biases then sum to the logit difference.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -51,9 +53,7 @@ def _reader(run: Run) -> tuple[Tensor, Tensor]:
     return reader_at(run.session, run.ports.norm, run.clean.stream[run.row], metric)
 
 
-def reader_at(
-    session: Session, norm: object, stream: Tensor, metric: LogitDifference
-) -> tuple[Tensor, Tensor]:
+def reader_at(session: Session, norm: Any, stream: Tensor, metric: LogitDifference) -> tuple[Tensor, Tensor]:
     """Return the vector that reads the logit difference from a stream `[d_model]`, and the constant beside it.
 
     `norm` is the last norm; its scale is frozen at that stream. Raises as `direct` does.
@@ -78,7 +78,7 @@ def reader_at(
     return (reader - reader.mean() if centred else reader), constant
 
 
-def _frozen(norm: object, stream: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+def _frozen(norm: Any, stream: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
     """Return gain and shift `[d_model]`, the scale at a stream `[d_model]`, and whether the mean is taken off."""
     if isinstance(norm, torch.nn.LayerNorm):
         scale = (stream.var(correction=0) + norm.eps).sqrt()
@@ -86,5 +86,5 @@ def _frozen(norm: object, stream: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]
         return precise(norm.weight), shift, scale, True
     eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
     ones = torch.ones_like(stream)
-    gain = precise(norm.forward(ones[None]))[0] * (1 + eps) ** 0.5  # type: ignore[attr-defined]
+    gain = precise(norm.forward(ones[None]))[0] * (1 + eps) ** 0.5
     return gain, torch.zeros_like(stream), (stream.square().mean() + eps).sqrt(), False

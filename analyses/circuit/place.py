@@ -82,7 +82,7 @@ class Layer:
 
     def by_head(self, z: Tensor) -> Tensor:
         """Split `[1, tokens, heads · head_dim]` into `[heads, tokens, head_dim]`."""
-        return z[0].unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        return z[0].reshape(z.shape[1], self.heads, -1).transpose(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
