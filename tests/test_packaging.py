@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 FOLDERS = ("analyses", "dashboards", "kernels", "storage", "workbench")
-DATA = {".sql", ".j2", ".css", ".js", ".svg", ".json", ".woff2"}
+DATA = {".sql", ".j2", ".css", ".js", ".svg", ".json", ".woff2", ".safetensors"}
 
 
 def sources() -> list[Path]:

@@ -74,11 +74,15 @@ def described() -> list[dict[str, Any]]:
 
 
 def keep_card(source: str | Path, rows: list[dict[str, Any]], about: dict[str, Any]) -> Path:
-    """Write what was measured of an SAE into its folder; returns the file. `ValueError` where it has no folder."""
+    """Write what was measured of an SAE, and the sha256 of its weights, into its folder; returns the file.
+
+    Raises `ValueError` where it has no folder.
+    """
     folder = folder_of(source)
     if not (folder / "cfg.json").exists():
         raise ValueError(f"{source} is no local folder: there is nowhere to keep its card")
-    (folder / CARD).write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    kept = {"sha256": files_hash([folder / WEIGHTS]), **about, "rows": rows}
+    (folder / CARD).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return folder / CARD
 
 
