@@ -85,7 +85,8 @@ class Analysis:
     refuses values that make no sense. `find` answers; `cost` says beforehand what that takes; `show` turns the
     stored rows of an analysis run into what is printed, `figure` into a plotly figure. `needs_model` False: it reads
     the tables of a run, which its parameters call `run` (and `base`, where it compares two). `model_of_run` True: it
-    reads the tables of such a run and runs the model that is recorded there as well.
+    reads the tables of such a run and runs the model that is recorded there as well. `completed` puts what the trace
+    says into the parameters, where an answer is about all of it.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Analysis:
     needs_model: bool = True
     model_of_run: bool = False
     figure: Callable[[Trace, str, Mapping[str, Any]], Any] | None = None
+    completed: Callable[[Trace, Any], Any] | None = None
 
     @property
     def reads_run(self) -> bool:
@@ -170,6 +172,8 @@ class Analysis:
         if not isinstance(trace, Trace):
             trace = Trace.open(trace) if self.reads_run else Trace.create(trace)
         parameters = self.settle(arguments)
+        if self.completed is not None:
+            parameters = self.completed(trace, parameters)
         if not self.reads_run:
             return Setting(session, trace, parameters, progress)
         named = {name: value for name in ("run", "base") if (value := getattr(parameters, name, ""))}
