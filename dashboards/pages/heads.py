@@ -36,7 +36,7 @@ def settle(source: Source, selection: Selection, notices: list[str]) -> Selectio
     for asked, taken in ((selection.score, score), (selection.x, x), (selection.y, y)):
         if asked and asked != taken:
             notices.append(f"There is no score {asked[:60]!r} for these runs; {taken!r} was chosen.")
-    sides = {
+    sides: dict[str, Any] = {
         "whose": whose(found.get(score), selection.whose or "b"),
         "x_whose": whose(found.get(x), selection.x_whose or "a"),
         "y_whose": whose(found.get(y), selection.y_whose or "b"),
