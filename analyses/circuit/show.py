@@ -48,9 +48,8 @@ def asked(trace: Trace, name: str, analysis_id: str) -> Rows:
 
 def interval(row: Mapping[str, Any], value: str = "value", low: str = "ci_low", high: str = "ci_high") -> str:
     """Return a number with its interval."""
-    nan = float("nan")
-    bounds = (nan if row[name] is None else row[name] for name in (low, high))
-    return str(Interval(row[value], *bounds, 0, 0))
+    lower, upper = (float("nan") if row[name] is None else float(row[name]) for name in (low, high))
+    return str(Interval(float(row[value]), lower, upper, 0, 0))
 
 
 def _rows(curves: Rows, circuit: str, sparse: bool) -> Rows:

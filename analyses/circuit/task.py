@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -133,7 +134,7 @@ def place(prompt: Prompt, name: str) -> int:
     return prompt.spans[span][0] + int(further or 0)
 
 
-def cases(prompts: list[Prompt], task: Task) -> list[Case]:
+def cases(prompts: Sequence[Prompt], task: Task) -> list[Case]:
     """Return the cases that clean prompts and the references after them make; `ValueError` on a lonely prompt."""
     by_pair: dict[str | None, list[Prompt]] = {}
     for prompt in prompts:
@@ -149,7 +150,7 @@ def cases(prompts: list[Prompt], task: Task) -> list[Case]:
     return found
 
 
-def halves(found: list[Case]) -> tuple[list[Case], list[Case]]:
+def halves(found: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     """Return the cases that scores are made on, and those that test: every other cluster.
 
     Raises `ValueError` where there are fewer than two clusters.

@@ -7,6 +7,7 @@ not occur before.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -48,7 +49,7 @@ class Copying(PromptSet):
         known = encoder.texts.words()
         return [prompt for number in range(self.n) for prompt in self._pair(encoder, number, known)]
 
-    def _pair(self, encoder: Encoder, number: int, known: list[int]) -> list[Prompt]:
+    def _pair(self, encoder: Encoder, number: int, known: Sequence[int]) -> list[Prompt]:
         rng = random.Random(f"{self.seed}-{number}")
         filler: list[int] = []
         if self.filler:
