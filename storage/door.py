@@ -1,52 +1,28 @@
 """The one door for SQL: one reading statement, capped in time, memory, rows and bytes.
 
-Used by the command line, `sparselens.connect` and the page. DuckDB's own switches are not enough (tried
-with 2.0.0): `allowed_directories` lets COPY and ATTACH write inside the trace, `extract_statements` calls
-`WITH x AS (COPY … TO 'f') SELECT * FROM x` a SELECT, EXPLAIN ANALYZE runs what it explains. So a statement
-must be a SELECT for the parser, its syntax tree may hold query nodes, tables and harmless table functions
-only, exactly the checked text is run, in a read-only transaction, with external access off and the
-configuration locked. Files, those of the trace too, are read through the views only: a link in a foreign
-trace could point anywhere.
+Used by the command line, `sparselens.connect` and the page. `guard` says what a query may be; exactly the text
+it checked is run, in a read-only transaction, with external access off and the configuration locked.
+
+What is not ended here: one call of a function can take minutes or gigabytes, and DuckDB looks at the clock and
+at its memory limit only between calls. `storage.box` runs queries in a process that can be ended.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
+from sparselens.storage.guard import SqlError, guard, one_line
+
+__all__ = ["Result", "SqlError", "lock", "locked_settings", "one_line", "open_locked", "run_guarded"]
+
 MAX_ROWS, MAX_BYTES, TIMEOUT, MEMORY = 1_000_000, 1 << 30, 60.0, "2GB"
-
-_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
-_TABLE_FUNCTIONS = frozenset(
-    {
-        "range",
-        "generate_series",
-        "unnest",
-        "json_each",
-        "json_tree",
-        "duckdb_columns",
-        "duckdb_tables",
-        "duckdb_views",
-    }
-)
-_REFUSED_FUNCTIONS = frozenset(  # some read the environment, some make strings without limit
-    ["getenv", "repeat", "lpad", "rpad", "list_resize", "array_resize", "write_log"]
-)
-_FILE_NAME = re.compile(r"[./\\:*?]")
-_EXPLAIN = re.compile(r"\s*EXPLAIN\b\s*(ANALYZE\b|\(\s*ANALYZE\s*\))?", re.IGNORECASE)
-_COMMENT = re.compile(r"\s*(--[^\n]*(\n|$)|/\*.*?\*/)", re.DOTALL)
-
-
-class SqlError(ValueError):
-    """A query that was refused, stopped or wrong, said in one line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,80 +58,6 @@ class Result:
         return int(self.table.num_rows)
 
 
-def guard(connection: Any, text: str) -> str:
-    """The text to run in place of `text`; SqlError in one line if it may do anything but read the views."""
-    statement = _one_statement(connection, text)
-    if statement.type == duckdb.StatementType.EXPLAIN:
-        prefix, inner = _explained(statement.query)
-        checked = _one_statement(connection, inner)
-        _check_select(connection, checked)
-        return f"{prefix} {checked.query}"
-    _check_select(connection, statement)
-    return str(statement.query)
-
-
-def _one_statement(connection: Any, text: str) -> Any:
-    """The only statement of a text."""
-    try:
-        statements = connection.extract_statements(text)
-    except duckdb.Error as error:
-        raise SqlError(one_line(error)) from error
-    if len(statements) != 1:
-        found = "none" if not statements else f"{len(statements)}"
-        raise SqlError(f"refused: one statement is run at a time, found {found}")
-    return statements[0]
-
-
-def _explained(query: str) -> tuple[str, str]:
-    """`EXPLAIN` or `EXPLAIN ANALYZE`, and the statement after it."""
-    while comment := _COMMENT.match(query):
-        query = query[comment.end() :]
-    found = _EXPLAIN.match(query)
-    if found is None:
-        raise SqlError("refused: EXPLAIN is taken as `EXPLAIN query` or `EXPLAIN ANALYZE query`")
-    return ("EXPLAIN ANALYZE" if found.group(1) else "EXPLAIN"), query[found.end() :]
-
-
-def _check_select(connection: Any, statement: Any) -> None:
-    """Raise SqlError unless the statement is a SELECT whose tree holds reading only."""
-    kind = statement.type.name
-    if statement.type != duckdb.StatementType.SELECT:
-        raise SqlError(f"refused: only SELECT and EXPLAIN are run here, not {kind}")
-    tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [statement.query]).fetchone()[0])
-    if tree.get("error"):
-        raise SqlError(f"refused: this form of SELECT cannot be checked ({tree.get('error_message')})")
-    for node in _nodes(tree):
-        _check_node(node)
-
-
-def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every object in a syntax tree."""
-    waiting = [tree]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            yield item
-            waiting.extend(item.values())
-        elif isinstance(item, list):
-            waiting.extend(item)
-
-
-def _check_node(node: dict[str, Any]) -> None:
-    """Raise SqlError if one node of the tree is more than reading."""
-    kind = str(node.get("type", ""))
-    if kind.endswith("_NODE") and kind not in _NODES:
-        raise SqlError(f"refused: only reading is done here, not {kind.partition('_')[0]}")
-    if kind == "TABLE_FUNCTION":
-        name = str(node.get("function", {}).get("function_name", "")).lower()
-        if name not in _TABLE_FUNCTIONS:
-            allowed = ", ".join(sorted(_TABLE_FUNCTIONS))
-            raise SqlError(f"refused: table function {name} (allowed: {allowed}); read the views")
-    if kind == "BASE_TABLE" and _FILE_NAME.search(str(node.get("table_name", ""))):
-        raise SqlError(f"refused: {node['table_name']!r} looks like a file; read the views")
-    if node.get("class") == "FUNCTION" and str(node.get("function_name", "")).lower() in _REFUSED_FUNCTIONS:
-        raise SqlError(f"refused: function {node['function_name']} is not available here")
-
-
 def run_guarded(
     connection: Any,
     text: str,
@@ -188,7 +90,7 @@ def run_guarded(
         table, types, truncated = _fetch(cursor, checked, parameters, max_rows, max_bytes)
     except duckdb.IOException:
         raise
-    except (duckdb.Error, OSError) as error:
+    except (duckdb.Error, pa.ArrowException, MemoryError, OSError) as error:
         if stopped.is_set():
             raise SqlError(f"stopped after {timeout:g} s: the query takes too long") from error
         raise SqlError(one_line(error)) from error
@@ -215,16 +117,22 @@ def _fetch(
         if rows > wanted or size > max_bytes:
             truncated = True
             break
-    return pa.Table.from_batches(batches, schema=reader.schema), types, truncated
+    table = pa.Table.from_batches(batches, schema=reader.schema)
+    return (_fitting(table, max_bytes) if size > max_bytes else table), types, truncated
 
 
-def one_line(error: BaseException) -> str:
-    """An error of DuckDB in one line, without the drawing under it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if isinstance(error, duckdb.OutOfMemoryException):
-        return f"stopped: the query needs more memory than it is given ({text})"
-    return text
+def _fitting(table: Any, max_bytes: int) -> Any:
+    """The longest beginning of a table that has at most so many bytes; SqlError if not even one row has."""
+    low, high = 0, table.num_rows
+    while low < high:
+        middle = (low + high + 1) // 2
+        if table.slice(0, middle).nbytes <= max_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    if not low and table.num_rows:
+        raise SqlError(f"stopped: one row alone has more than {max_bytes / 1e6:,.0f} MB")
+    return table.slice(0, low)
 
 
 def locked_settings(memory: str, threads: int | None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def writing() -> Callable[..., Run]:
     """`write_run`, for tests that cannot import this file."""
     return write_run
