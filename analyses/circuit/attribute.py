@@ -6,10 +6,10 @@ the mean over inputs on the straight line from the ablated embedding to the clea
 2403.17806). The points are k/steps for k = 1 … steps, so that one step is the gradient at the clean prompt; the
 authors' code takes k = 0 … steps − 1. The policy selects anew at every point; its selection is a constant in gradients.
 
-On SmolLM2-135M, four IOI pairs, dense, the 50 edges of largest size and 50 random ones: Pearson with exact patches 0.89,
-0.94, 0.89, 0.96 with five steps (0.86, 0.90, 0.87, 0.95 at the authors' points), 0.46, 0.38, 0.74, 0.72 with one. Where
-attention has saturated the gradient does not see its queries and keys, and a loud write that nobody reads looks
-important through the norm: try what matters by `exact`.
+On SmolLM2-135M, four IOI pairs, dense, the 50 edges of largest size and 50 random ones, Pearson with exact patches is
+0.89, 0.94, 0.89, 0.96 with five steps (0.86, 0.90, 0.87, 0.95 at the authors' points) and 0.46, 0.38, 0.74, 0.72 with
+one. Where attention has saturated the gradient does not see its queries and keys, and a loud write that nobody reads
+looks important through the norm: try what matters by `exact`.
 """
 
 from __future__ import annotations
