@@ -18,7 +18,7 @@ import dash
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from sparselens.dashboards import route, shell
+from sparselens.dashboards import access, route, shell
 from sparselens.dashboards.choice import Settled, lists, settle
 from sparselens.dashboards.page import PAIR, Page, chosen, message, pages
 from sparselens.dashboards.query import Source, SourceError, one_line
@@ -26,10 +26,15 @@ from sparselens.dashboards.selection import Selection
 
 LOG = logging.getLogger(__name__)
 PORTS_TRIED = 50
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - named, not chosen
+OPEN = "Whoever has this address can read the trace, and the network can read along: an SSH tunnel is safer."
 
 
-def create_app(trace_path: Path | str) -> Dash:
-    """The application over a trace folder; the folder may still be empty or missing, pages then say so."""
+def create_app(trace_path: Path | str, token: str | None = None) -> Dash:
+    """The application over a trace folder; the folder may still be empty or missing, pages then say so.
+
+    Without a token it answers this machine only, with one whoever shows it (`access.py`).
+    """
     source = Source(trace_path)
     found = pages()
     app = Dash(
@@ -51,6 +56,7 @@ def create_app(trace_path: Path | str) -> Dash:
     _register(app, source, found)
     for page in found:
         page.register(app, source)
+    access.register(app.server, token)
     route.register(app.server, source)
     return app
 
@@ -177,14 +183,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def open_server(trace: Path | str, port: int = 8050, host: str = "127.0.0.1") -> tuple[BaseWSGIServer, str]:
-    """A server that is ready to `serve_forever()`, and its URL."""
-    app = create_app(trace)
+    """A server that is ready to `serve_forever()`, and its URL; with a token unless the host is this machine's."""
+    token = None if access.is_loopback(host) else access.new_token()
+    app = create_app(trace, token)
     opened = listen(host, port)
     bound = opened.getsockname()[1]
     server = make_server(
         host, bound, app.server, threaded=True, request_handler=_QuietHandler, fd=opened.detach()
     )
-    return server, f"http://{host}:{bound}/"
+    name = socket.gethostname() if host in EVERYWHERE else f"[{host}]" if ":" in host else host
+    return server, f"http://{name}:{bound}/" + (f"?token={token}" if token else "")
 
 
 def _write(line: str) -> None:
@@ -198,6 +206,8 @@ def serve(
     """Serve the pages until Ctrl-C; a taken port moves on, `announce` is told the URL."""
     server, url = open_server(trace, port, host)
     announce(f"SparseLens shows {trace} at {url} (Ctrl-C ends it)")
+    if not access.is_loopback(host):
+        announce(OPEN)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -44,19 +44,23 @@ WITH asked AS (
   GROUP BY ALL
 ), retrieval AS (
   SELECT layer, head, value AS retrieval, ci_low, ci_high, n FROM head_scores
-  WHERE run_id = $a AND metric = 'retrieval' AND head IS NOT NULL AND json_extract_string(params, '$.fold') IS NULL
-  QUALIFY row_number() OVER (PARTITION BY layer, head ORDER BY analysis_id DESC) = 1
+  WHERE run_id IN ($a, $b) AND metric = 'retrieval' AND head IS NOT NULL
+    AND json_extract_string(params, '$.fold') IS NULL
+  QUALIFY row_number() OVER (PARTITION BY layer, head ORDER BY run_id = $a DESC, analysis_id DESC) = 1
 )
 SELECT layer, head, 'L' || layer || 'H' || head AS head_name, coalesce(mass_a, 0) AS mass_a,
        CASE WHEN $b IS NOT NULL THEN coalesce(mass_b, 0) END AS mass_b, write_error, kept, retrieval, ci_low, ci_high, n
 FROM mass FULL JOIN error USING (layer, head) FULL JOIN retrieval USING (layer, head)
-ORDER BY mass_a DESC, write_error DESC NULLS LAST, layer, head LIMIT $most
+ORDER BY greatest(mass_a, mass_b) DESC, write_error DESC NULLS LAST, layer, head LIMIT $most
 """
 MOST = 40
 RETRIEVAL_ABOUT = """
-SELECT any_value(definition) AS definition, any_value(prompt_set) AS prompt_set, max(n) AS n
+SELECT any_value(definition) AS definition, any_value(prompt_set) AS prompt_set, max(n) AS n,
+       CASE WHEN run_id = $a THEN 'A' ELSE 'B' END AS owner
 FROM head_scores
-WHERE run_id = $a AND metric = 'retrieval' AND head IS NOT NULL AND json_extract_string(params, '$.fold') IS NULL
+WHERE run_id IN ($a, $b) AND metric = 'retrieval' AND head IS NOT NULL
+  AND json_extract_string(params, '$.fold') IS NULL
+GROUP BY run_id ORDER BY run_id = $a DESC
 """
 NUMERIC = {"type": "rightAligned", "cellRenderer": "Number"}
 COLUMNS: list[dict[str, Any]] = [
@@ -70,14 +74,14 @@ COLUMNS: list[dict[str, Any]] = [
     {"field": "kept", "headerName": "kept mass", "width": 92, **NUMERIC,
      "headerTooltip": "share of A's mass on these rows that B keeps, the first token left out"},
     {"field": "retrieval", "headerName": "retrieval", "width": 84, **NUMERIC,
-     "headerTooltip": "retrieval score of the head under A's policy, over other needles (docs/roles.md)"},
+     "headerTooltip": "retrieval score of the head under A's policy (else B's), over other needles (docs/roles.md)"},
     {"field": "interval", "headerName": "95 %", "width": 124, "type": "rightAligned", "sortable": False},
     {"field": "roles", "headerName": "Roles", "minWidth": 120, "flex": 1, "tooltipField": "roles"},
 ]  # fmt: skip
 
 
 def carriers(source: Source, selection: Selection) -> list[dict[str, Any]]:
-    """The heads of the selected prompt (or of all needles), by the mass they put on the answer's place in A."""
+    """The heads of the selected prompt (or of all needles), by the mass they put on the answer's place, in A or B."""
     pair = {"a": selection.a, "b": selection.b or None}
     asked = source.records(ASKED, over=selection.over, prompt=selection.prompt, **pair)
     if not asked:

@@ -29,6 +29,15 @@ def roles(source: Source, run: str) -> dict[tuple[int, int], str]:
     return source.kept(f"roles of {run}", lambda: _roles(source, run))
 
 
+def labelled(source: Source, a: str, b: str) -> tuple[str, dict[tuple[int, int], str]]:
+    """Whose roles are shown, and the roles: A's, else B's; an empty name where neither was measured."""
+    for name, run in (("A", a), ("B", b)):
+        found = roles(source, run) if run else {}
+        if any(found.values()):
+            return name, found
+    return "", {}
+
+
 def _roles(source: Source, run: str) -> dict[tuple[int, int], str]:
     by_head: dict[tuple[int, int], dict[str, float]] = {}
     for row in source.records(ROLE_SCORES, run=run):

@@ -14,11 +14,11 @@ from sparselens.dashboards.finder import (
     grid_figure,
     grid_legend,
     inside,
+    labelled,
     ranked,
-    roles,
     side_name,
 )
-from sparselens.dashboards.page import chosen, panel, part, problem, switch
+from sparselens.dashboards.page import chosen, panel, part, problem, switch, table_height
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.scatter import points
 from sparselens.dashboards.score_list import AXES, SHOWN, list_places, shown, side_switch
@@ -103,7 +103,7 @@ def register_finder(app: Dash, source: Source) -> None:
             return [], [], HIDDEN, None
         try:
             found = shown(source, selection, "score")
-            named = roles(source, selection.a)
+            owner, named = labelled(source, selection.a, selection.b)
             among = None
             if selection.box is not None:
                 x, y = shown(source, selection, "x"), shown(source, selection, "y")
@@ -115,9 +115,14 @@ def register_finder(app: Dash, source: Source) -> None:
         said += f" of {side_name(found, selection.whose)}" + (
             ", in the rectangle" if among is not None else ""
         )
-        if not any(named.values()):
-            said += "; no roles: this trace has no analyse roles of A"
-        return rows, columns(found, selection.whose, "A"), {}, html.P(said + ".", className="note")
+        if not owner:
+            said += "; no roles: neither A nor B has an analyse roles in this trace"
+        return (
+            rows,
+            columns(found, selection.whose, owner or "A"),
+            table_height(len(rows), 26),
+            html.P(said + ".", className="note"),
+        )
 
     app.callback(
         Output("finder", "rowData"),

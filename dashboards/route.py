@@ -1,7 +1,7 @@
 """What the pages fetch beside Dash's callbacks: map images and cells, reads of a token, SQL results as CSV.
 
-Every address is a view of the URL's own selection, so it can be opened on its own. Also here: which hosts
-are answered, what a browser may load, compression.
+Every address is a view of the URL's own selection, so it can be opened on its own. Also here: what a browser
+may load, compression. Who is answered at all: `access.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.strip import strip_cells, strip_png
 
 CSV_ROWS = 100_000
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 POLICY = (
     "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; object-src 'none'; "
@@ -38,14 +37,6 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def register(server: Flask, source: Source) -> None:
     """Add the routes to the application's server."""
-
-    def only_this_machine() -> Response | None:
-        host = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
-        if request.remote_addr in ("127.0.0.1", "::1") and host not in LOOPBACK:
-            return Response("this host name is not served", 403, mimetype="text/plain")
-        return None
-
-    server.before_request(only_this_machine)
 
     def view_reads() -> Response:
         return _answer(lambda selection: server.json.response(reads(source, selection)))

@@ -6,7 +6,7 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
-from sparselens.dashboards.finder import inside, roles
+from sparselens.dashboards.finder import inside, labelled
 from sparselens.dashboards.page import chosen, panel, part, problem
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.scatter import axis_title, figure, points, sentence
@@ -31,7 +31,7 @@ def scatter_panel() -> Any:
                 },
                 className="scatter",
             ),
-            role="img",
+            role="group",
             **{"aria-label": "Scatter plot of two scores of every head; the finder holds the numbers"},
         ),
         html.Div(id="scatter-note", className="notes"),
@@ -56,7 +56,7 @@ def register_scatter(app: Dash, source: Source) -> None:
             return EMPTY, None, None, None
         try:
             x, y = shown(source, selection, "x"), shown(source, selection, "y")
-            named = roles(source, selection.a)
+            _, named = labelled(source, selection.a, selection.b)
         except SourceError as trouble:
             return EMPTY, problem(trouble), None, None
         found = points(x, selection.x_whose, y, selection.y_whose)

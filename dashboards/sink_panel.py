@@ -105,20 +105,22 @@ def register_tokens(app: Dash, source: Source) -> None:
     def list_tokens(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or not selection.prompt:
-            return [], HIDDEN, None
+            return [], [], HIDDEN, None
         try:
             found = _sinks(source, selection)
         except SourceError as trouble:
-            return [], HIDDEN, problem(trouble)
+            return [], [], HIDDEN, problem(trouble)
         rows = token_rows(found, pair=bool(selection.b))
         note = (
             f"{len(rows)} tokens receive more than {RECEIVED:g} of the attention of the queries that can see them, in "
             f"some layer; the last eighth of the prompt (at least {EDGE} tokens) is not judged."
         )
-        return rows, table_height(len(rows), 26), html.P(note, className="note")
+        shown = [column for column in COLUMNS if selection.b or not column["field"].endswith("_b")]
+        return rows, shown, table_height(len(rows), 26), html.P(note, className="note")
 
     app.callback(
         Output("sink-tokens", "rowData"),
+        Output("sink-tokens", "columnDefs"),
         Output("sink-tokens", "style"),
         Output("sink-note", "children"),
         Input(TOKEN_FIELDS, "data"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from dash import Dash, Input, Output, html
 
-from sparselens.dashboards.finder import NAMES, roles
+from sparselens.dashboards.finder import NAMES, labelled
 from sparselens.dashboards.finder_panel import FINDER_FIELDS, GRID_FIELDS, finder_panel, register_finder
 from sparselens.dashboards.layer_panel import LAYER_FIELDS, layer_panel, register_layer
 from sparselens.dashboards.page import Page, chosen, part, parts
@@ -74,9 +74,10 @@ def _register_chosen(app: Dash, source: Source) -> None:
             return None
         try:
             found = shown(source, selection, "score")
-            role = roles(source, selection.a).get((selection.layer, selection.head or 0), "")
+            _, named = labelled(source, selection.a, selection.b)
         except SourceError:
             return None
+        role = named.get((selection.layer, selection.head or 0), "")
         at = next((row for row in found.rows if row["head_name"] == selection.head_name), {})
         sides = [f"{NAMES[side]} {number(at[side])}" for side in SIDES if at.get(side) is not None]
         said = f" {found.score.label}: {', '.join(sides) or 'not in the trace'}" + (

@@ -9,7 +9,7 @@ import dash_ag_grid as dag
 from dash import Dash, Input, Output, html
 
 from sparselens.dashboards.carrier import COLUMNS, RETRIEVAL_ABOUT, carrier_rows, carriers
-from sparselens.dashboards.finder import roles
+from sparselens.dashboards.finder import labelled
 from sparselens.dashboards.key import shown as visible
 from sparselens.dashboards.needle import ANSWER, NEEDLES, how, needle_table, verdict
 from sparselens.dashboards.page import (
@@ -141,8 +141,8 @@ def _register_carriers(app: Dash, source: Source) -> None:
             return [], HIDDEN, None
         try:
             rows = carriers(source, selection)
-            named = roles(source, selection.a)
-            about = source.first(RETRIEVAL_ABOUT, a=selection.a)
+            _, named = labelled(source, selection.a, selection.b)
+            about = source.first(RETRIEVAL_ABOUT, a=selection.a, b=selection.b or None)
             answer = _answer_note(source, selection)
         except SourceError as found:
             return [], HIDDEN, problem(found)
@@ -154,13 +154,14 @@ def _register_carriers(app: Dash, source: Source) -> None:
                     "Nothing is stored about an answer: this prompt has no spans needle and answer, or no edges."
                 ),
             )
-        note = f"The {len(rows)} heads that read the answer's place most in A (or changed most)."
+        note = f"Heads that read the answer's place most, in A or in B ({len(rows)} of them)."
         if about.get("definition"):
-            note += f" Retrieval score: {about['definition']}; {about['prompt_set']}, {about['n']} runs."
+            over = f"{about['prompt_set']}, {about['n']} runs"
+            note += f" Retrieval score of {about['owner']}: {about['definition']}; {over}."
             lacking = None
         else:
             lacking = message(
-                "Retrieval scores were not measured under A's policy.",
+                "Retrieval scores were measured under neither run's policy.",
                 f"sparselens analyse roles --model smollm2-135m --trace {source.path}",
             )
         return (

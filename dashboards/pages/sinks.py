@@ -72,8 +72,7 @@ def _register_analysis(app: Dash, source: Source) -> None:
             return None, problem(found), None, None
         missing = [run["name"] for run in runs if run["run_id"] not in numbers]
         advice = message(
-            f"{len(missing)} of {len(runs)} runs were not analysed for sinks; the text and the strips below need "
-            "no analysis.",
+            f"Not analysed for sinks: {', '.join(missing)}. The strips and the text below need no analysis.",
             "\n".join(command(source, name) for name in missing),
         )
         said = headline(rows, selection.a, numbers.get(selection.a, {}))
