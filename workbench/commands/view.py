@@ -13,7 +13,9 @@ def view(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="A taken port moves on to the next free one.")
     ] = 8050,
-    host: Annotated[str, typer.Option(help="Only this machine unless you say otherwise.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Only this machine unless you say otherwise; then with a token.")
+    ] = "127.0.0.1",
 ) -> None:
     """Open a trace in the browser; Ctrl-C ends it. Captures may write the trace meanwhile."""
     from sparselens.dashboards.app import serve
