@@ -22,8 +22,10 @@ from sparselens.analyses.codes.show import show
 from sparselens.analyses.codes.truth import effects
 from sparselens.analyses.codes.write import batches, joined, projected, written
 from sparselens.analyses.interval import Interval, clustered_mean
+from sparselens.analyses.movers.plan import Case
 from sparselens.kernels.policy import parse as parse_policy
 from sparselens.workbench.progress import Progress
+from sparselens.workbench.prompt import Prompt
 from sparselens.workbench.session import Session
 
 PERMUTED = 20
@@ -37,25 +39,12 @@ def find(setting: Setting) -> Findings:
     prompts = (*task.positive, *task.negative)
     policies = list(dict.fromkeys((chosen.base, chosen.policy)))
     with Progress(len(policies) * len(prompts) + len(task.truth), 0, enabled=setting.progress) as bar:
-        seen: dict[str, dict[str, Any]] = {}
-        places = list(batches(prompts))
-        for policy in policies:
-            bar.says(f"prompts under {policy}")
-            parts = []
-            for some in places:
-
-                def run(policy: str = policy, some: Sequence[int] = some) -> dict[str, Any]:
-                    return written(session, [prompts[at] for at in some], policy, chosen.kernel, chosen.rows)
-
-                parts.append(setting.ledger.once(f"{policy} {' '.join(prompts[at].id for at in some)}", run))
-                for _ in some:
-                    bar.finished_prompt()
-            seen[policy] = joined(parts, places)
+        seen = {policy: _run(setting, prompts, policy, bar) for policy in policies}
         cut = []
         for case in task.truth:
             bar.says(f"every head alone · {case.prompt.name}")
 
-            def alone(case: Any = case) -> dict[str, Any]:
+            def alone(case: Case = case) -> dict[str, Any]:
                 return effects(session, case, chosen.policy, chosen.kernel)
 
             cut.append(setting.ledger.once(f"cut {case.prompt.id}", alone))
@@ -70,6 +59,22 @@ def find(setting: Setting) -> Findings:
     ]
     extra = {"n_pairs": len(task.positive), "n_truth": len(task.truth), "n_heads": len(found.effect)}
     return Findings(blocks, _record(chosen) | {"extra": extra}, prompts)
+
+
+def _run(setting: Setting, prompts: Sequence[Prompt], policy: str, bar: Progress) -> dict[str, Any]:
+    """Return what heads write on every prompt under a policy (see `written`)."""
+    chosen: Codes = setting.parameters
+    places, parts = list(batches(prompts)), []
+    bar.says(f"prompts under {policy}")
+    for some in places:
+
+        def run(some: Sequence[int] = some) -> dict[str, Any]:
+            return written(setting.model, [prompts[at] for at in some], policy, chosen.kernel, chosen.rows)
+
+        parts.append(setting.ledger.once(f"{policy} {' '.join(prompts[at].id for at in some)}", run))
+        for _ in some:
+            bar.finished_prompt()
+    return joined(parts, places)
 
 
 def scored(

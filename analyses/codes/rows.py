@@ -58,22 +58,27 @@ class Scored:
 
 def head_rows(found: Scored, chosen: Codes, n: int, layers: int) -> list[Block]:
     """Return the rows of `head_scores`; scores of codes are over `n` prompts and have no interval of their own."""
-    about = {
-        "prompt_set": chosen.task,
-        "params": {
-            "policy": chosen.policy,
-            "base": chosen.base,
-            "rows": chosen.rows,
-            "features": chosen.features,
-            "examples": chosen.examples,
-            "trials": chosen.trials,
-            "steps": chosen.steps,
-            "sparsity": chosen.sparsity,
-            "seed": chosen.seed,
-        },
+    params = {
+        "policy": chosen.policy,
+        "base": chosen.base,
+        "rows": chosen.rows,
+        "features": chosen.features,
+        "examples": chosen.examples,
+        "trials": chosen.trials,
+        "steps": chosen.steps,
+        "sparsity": chosen.sparsity,
+        "seed": chosen.seed,
     }
     made = [
-        measured(name, values, clusters, rows=_rows_of(name, chosen), definition=DEFINITIONS[name], **about)
+        measured(
+            name,
+            values,
+            clusters,
+            prompt_set=chosen.task,
+            rows=_rows_of(name, chosen),
+            definition=DEFINITIONS[name],
+            params=params,
+        )
         for name, (values, clusters) in found.over.items()
     ]
     means = {
@@ -95,7 +100,7 @@ def head_rows(found: Scored, chosen: Codes, n: int, layers: int) -> list[Block]:
                 chosen.task,
                 rows,
                 DEFINITIONS[name],
-                about["params"],
+                params,
             )
         )
     return [("head_scores", each.columns(layers)) for each in made]
@@ -115,7 +120,7 @@ def areas(found: Scored, chosen: Codes) -> dict[str, Interval]:
     size = np.abs(found.effect)
     made: dict[str, Interval] = {}
     for count in chosen.circuit:
-        matter = np.zeros(len(size), bool)
+        matter: np.ndarray = np.zeros(len(size), bool)
         matter[np.argsort(-size, kind="stable")[: min(count, len(size) - 1)]] = True
         matter &= size > 0
         won = {name: wins(found.ranking(name), matter) for name in (*LEARNED, *CONTROLS)}

@@ -149,13 +149,12 @@ def cut_all(
     cuts = []
     for fold in folds:
         names = " ".join(names_of([head for heads in (fold.heads, *fold.random) for head in heads]))
-        values = [
-            once(
-                f"cut {names}", used[at], lambda at=at, fold=fold: cut_case(session, used[at], fold, chosen)
-            )[  # type: ignore[misc]
-                "values"
-            ]
-            for at in fold.tested
-        ]
+        values = []
+        for case in (used[at] for at in fold.tested):
+
+            def compute(case: Case = case, fold: Fold = fold) -> dict[str, Any]:
+                return cut_case(session, case, fold, chosen)
+
+            values.append(once(f"cut {names}", case, compute)["values"])
         cuts.append(Cut(np.stack(values), [used[at].group for at in fold.tested]))
     return cuts

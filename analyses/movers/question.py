@@ -32,15 +32,17 @@ from sparselens.analyses.movers.show import show
 from sparselens.kernels.head import head_name
 from sparselens.kernels.policy import parse as parse_policy
 from sparselens.workbench.progress import Progress
+from sparselens.workbench.session import Session
+
+Once = Callable[[str, Case, Callable[[], Mapping[str, Any]]], dict[str, Any]]
+"""Returns the numbers that are kept under a key and a case, else computes them."""
 
 
 def find(setting: Setting) -> Findings:
     """Measure every clean prompt, then cut heads on those that the base answers."""
     chosen: Movers = setting.parameters
-    session, every = setting.model, cases(setting.model, chosen)
-    ports = ports_of(session)
-    policies = list(dict.fromkeys((chosen.base, chosen.policy)))
-    with Progress(len(policies) * len(every), 0, enabled=setting.progress) as bar:
+    every = cases(setting.model, chosen)
+    with Progress(len({chosen.base, chosen.policy}) * len(every), 0, enabled=setting.progress) as bar:
 
         def once(key: str, case: Case, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
             bar.says(f"{key[:20]} · {case.prompt.name}")
@@ -48,42 +50,59 @@ def find(setting: Setting) -> Findings:
             bar.advance(len(case.prompt))
             return found
 
-        numbers = {}
-        for policy in policies:
-            numbers[policy] = []
-            for case in every:
-
-                def compute(policy: str = policy, case: Case = case) -> dict[str, Any]:
-                    return measured_case(session, ports, case, policy, chosen.kernel)
-
-                numbers[policy].append(once(policy, case, compute))
-                bar.finished_prompt()
-        before, after = numbers[chosen.base], numbers[chosen.policy]
+        before, after = _measured(setting.model, every, chosen, once, bar)
         answered, why_not = _answered(every, before)
         found = model_numbers(every, before, after, answered, chosen)
-        blocks: list[Block] = []
         extra: dict[str, Any] = {
-            "n_prompts": len(every),
-            "n_answered": int(answered.sum()),
-            "not_applicable": why_not,
-        }
+            "n_prompts": len(every), "n_answered": int(answered.sum()), "not_applicable": why_not
+        }  # fmt: skip
+        blocks: list[Block] = []
         if every[0].labels:
-            made, more, said = choice_rows(every, before, after, chosen, session.n_layers)
-            blocks, found, extra = blocks + made, found | more, extra | {"best": said}
+            blocks, more, said = choice_rows(every, before, after, chosen, setting.model.n_layers)
+            found, extra = found | more, extra | {"best": said}
         if not why_not:
             places = np.flatnonzero(answered).tolist()
-            used, mine, theirs = ([each[at] for at in places] for each in (every, before, after))
-            found |= used_numbers(used, mine, theirs, chosen)
-            blocks += head_rows(used, mine, theirs, chosen, session.n_layers)
-            direct = np.stack([np.asarray(each["direct"], float).sum(0) for each in theirs])
-            shape = (session.n_layers, session.n_heads)
-            folds = folds_of([case.group for case in used], direct, shape, chosen)
-            cuts = cut_all(session, used, folds, chosen, once)
-            blocks.append(("interventions", intervention_rows(folds, cuts, chosen)))
-            blocks.append(("intervention_prompts", _cut_prompts(used, folds, cuts)))
-            extra["cut"] = [[head_name(head) for head in fold.heads] for fold in folds]
+            used = [every[at] for at in places]
+            then: Numbers = [before[at] for at in places]
+            now: Numbers = [after[at] for at in places]
+            found |= used_numbers(used, then, now, chosen)
+            blocks += head_rows(used, then, now, chosen, setting.model.n_layers)
+            made, heads = _cut(setting.model, used, now, chosen, once)
+            blocks, extra = blocks + made, extra | {"cut": heads}
     blocks += [eval_rows(found), _prompt_rows(every, after)]
     return Findings(blocks, _record(chosen) | {"extra": extra}, [case.prompt for case in every])
+
+
+def _measured(
+    session: Session, every: Sequence[Case], chosen: Movers, once: Once, bar: Progress
+) -> tuple[Numbers, Numbers]:
+    """Return the numbers of every case under the base and under the policy."""
+    ports = ports_of(session)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for policy in dict.fromkeys((chosen.base, chosen.policy)):
+        for case in every:
+
+            def compute(policy: str = policy, case: Case = case) -> dict[str, Any]:
+                return measured_case(session, ports, case, policy, chosen.kernel)
+
+            found.setdefault(policy, []).append(once(policy, case, compute))
+            bar.finished_prompt()
+    return found[chosen.base], found[chosen.policy]
+
+
+def _cut(
+    session: Session, used: Sequence[Case], numbers: Numbers, chosen: Movers, once: Once
+) -> tuple[list[Block], list[list[str]]]:
+    """Return the rows of what cutting heads does, and the heads of each half."""
+    direct = np.stack([np.asarray(each["direct"], float).sum(0) for each in numbers])
+    shape = (session.n_layers, session.n_heads)
+    folds = folds_of([case.group for case in used], direct, shape, chosen)
+    cuts = cut_all(session, used, folds, chosen, once)
+    blocks: list[Block] = [
+        ("interventions", intervention_rows(folds, cuts, chosen)),
+        ("intervention_prompts", _cut_prompts(used, folds, cuts)),
+    ]
+    return blocks, [[head_name(head) for head in fold.heads] for fold in folds]
 
 
 def _answered(every: Sequence[Case], before: Numbers) -> tuple[Any, str]:

@@ -19,7 +19,10 @@ WHERE analysis_id = $analysis AND fold IS NULL ORDER BY trial, metric"""
 
 
 def show(trace: Trace, analysis_id: str, options: Mapping[str, Any]) -> Shown:
-    """Return the `top` heads by direct effect, or by QK-score where nothing else was measured, and notes."""
+    """Return the `top` heads by direct effect, or by QK-score where nothing else was measured, and notes.
+
+    Under a policy they are those of the base: what it takes from them is what is asked.
+    """
     top = int(options.get("top", 5))
     with connect(trace.path) as connection:
         asked = {"analysis": analysis_id}
@@ -32,7 +35,8 @@ def show(trace: Trace, analysis_id: str, options: Mapping[str, Any]) -> Shown:
     run = trace.run(analysis_id)
     numbers = {row["metric"]: row for row in evals}
     order = "direct" if any("direct" in scores for scores in heads.values()) else "qk_accuracy_end"
-    ranked = sorted(heads, key=lambda name: -_value(heads[name], order))
+    before = f"{order}_base" if any(f"{order}_base" in scores for scores in heads.values()) else order
+    ranked = sorted(heads, key=lambda name: -_value(heads[name], before))
     rows = [_line(name, heads[name], order) for name in ranked[:top]]
     return Shown(rows, _notes(run, numbers, cuts))
 
