@@ -114,6 +114,8 @@ def _example(each: Example, top: float) -> Any:
     step = level(each.activation, 0, top) or 0
     go_to = f'{{"prompt":"{each.prompt_id}","q":{each.pos}}}'
     parts = [_chip(row) for row in each.sources[:4]]
+    token = plain(each.token)
+    word = token.lstrip(" ")
     return html.Li(
         [
             html.Button(
@@ -123,13 +125,17 @@ def _example(each: Example, top: float) -> Any:
                 title=f"Show token {each.pos} of {each.prompt}",
                 **{"data-go": go_to},
             ),
-            html.Span(
+            html.P(
                 [
-                    html.Span(plain(each.before)),
-                    html.Mark(plain(each.token) or "∅", style={"--step": f"var(--seq-{step})"}),
-                    html.Span(plain(each.after)),
+                    plain(each.before) + " " * (len(token) - len(word)),
+                    html.Mark(
+                        word or "∅",
+                        className="strong" if step >= 15 else "",
+                        style={"--step": f"var(--seq-{step})"},
+                    ),
+                    plain(each.after),
                 ],
-                className="context",
+                className="example-text",
             ),
             html.Ul(parts, className="chips") if parts else None,
         ]
@@ -184,9 +190,9 @@ def tokens_table(a: Card, b: Card | None) -> Any:
             [
                 html.Th(shown(name), scope="row", className="mono"),
                 *[
-                    html.Td(number(side[name][key]) if name in side else "–")
+                    html.Td(spell(side[name][key]) if name in side else "–")
                     for side in counts
-                    for key in ("n", "mean")
+                    for key, spell in (("n", str), ("mean", number))
                 ],
             ]
         )

@@ -66,6 +66,15 @@ def card_panel() -> Any:
     return panel("Feature", html.Div(id="feature-card"), note="where it is active and what writes it")
 
 
+def example_panel() -> Any:
+    """The strongest examples before they are there."""
+    return panel(
+        "Strongest tokens",
+        html.Div(id="feature-examples", className="columns"),
+        note="with what wrote the feature there: head ← source token, its part; struck through where B drops the key",
+    )
+
+
 def text_panel() -> Any:
     """The text before it is there."""
     return panel(
@@ -116,14 +125,16 @@ def register_card(app: Dash, source: Source) -> None:
     def draw(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or not selection.sae or selection.feature is None:
-            return None
+            return None, None
         try:
             a, b = cards(source, selection)
         except SourceError as trouble:
-            return problem(trouble)
-        return card_figure(a, b)
+            return problem(trouble), None
+        return card_figure(a, b), examples_figure(a, b)
 
-    app.callback(Output("feature-card", "children"), Input(CARD_FIELDS, "data"))(draw)
+    app.callback(
+        Output("feature-card", "children"), Output("feature-examples", "children"), Input(CARD_FIELDS, "data")
+    )(draw)
 
 
 def cards(source: Source, selection: Selection) -> tuple[Card, Card | None]:
@@ -140,7 +151,7 @@ def cards(source: Source, selection: Selection) -> tuple[Card, Card | None]:
 
 
 def card_figure(a: Card, b: Card | None) -> Any:
-    """A card as the page shows it: counts, examples, heads, tokens."""
+    """A card as the page shows it: counts, heads, tokens."""
     sides = [("A", a), *([("B", b)] if b else [])]
     counts = "; ".join(
         f"{name}: active on {each.n_active:,} of {each.n_tokens:,} tokens, mean {number(each.mean)}, largest "
@@ -160,12 +171,15 @@ def card_figure(a: Card, b: Card | None) -> Any:
         html.H4("Heads that write it"),
         dcc.Graph(figure=heads_figure(a, b), config={"displayModeBar": False}) if a.n_told else None,
         html.P(told, className="note"),
-        html.H4("Strongest in A"),
-        examples(a),
-        *([html.H4("Strongest in B"), examples(b)] if b else []),
         html.H4("On tokens"),
         tokens_table(a, b),
     ]
+
+
+def examples_figure(a: Card, b: Card | None) -> Any:
+    """The strongest tokens of A beside those of B."""
+    sides = [("A", a), *([("B", b)] if b else [])]
+    return [html.Div([html.H3(f"{name}: {each.policy}"), examples(each)]) for name, each in sides]
 
 
 def register_text(app: Dash, source: Source) -> None:

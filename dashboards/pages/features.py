@@ -15,6 +15,7 @@ from sparselens.dashboards.feature_panel import (
     TEXT_FIELDS,
     card_panel,
     change_panel,
+    example_panel,
     nothing,
     register_card,
     register_changes,
@@ -60,8 +61,11 @@ def layout() -> Any:
             ),
             html.Div(id="feature-missing"),
             html.Div(
-                [html.Div([change_panel(), text_panel()]), card_panel()],
-                className="columns",
+                [
+                    html.Div([change_panel(), card_panel()], className="columns"),
+                    text_panel(),
+                    example_panel(),
+                ],
                 id="feature-body",
             ),
         ],
