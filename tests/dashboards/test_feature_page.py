@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import browsing
 import numpy as np
 import pytest
 from small_session import small_session
@@ -125,3 +129,56 @@ def test_listed_parts_and_the_rest_differ_from_the_pre_activation_by_the_bias_al
         rows = [row for row in source.records(SOURCES, **given, **at) if row["is_a"]]
         biases.append(rows[0]["pre"] - rows[0]["unstored"] - sum(row["value"] for row in rows))
     assert np.ptp(biases) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    yield from browsing.opened()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Any]:
+    yield from browsing.visits(browser)
+
+
+@pytest.fixture(scope="module")
+def served(source: Source) -> Iterator[str]:
+    yield from browsing.served(source.path)
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(240)
+def test_a_feature_of_the_table_is_shown_in_the_card_the_text_and_the_link(
+    visit: Any, served: str, source: Source, selection: Selection
+) -> None:
+    page = visit(f"{served}features?a={selection.a}&b={selection.b}")
+    page.wait_for_selector("#feature-table .link")
+    page.wait_for_selector("#text .token")
+    page.wait_for_selector(f"#feature-card:has-text('Feature {selection.feature} ')")
+    other = page.locator("#feature-table .link").nth(2).inner_text()
+    page.locator("#feature-table .link").nth(2).click()
+    page.wait_for_selector(f"#feature-card:has-text('Feature {other} ')")
+    assert browsing.chosen(page)["feature"] == other
+    page.wait_for_selector("#text-legend:has-text('B − A')")
+    page.wait_for_selector("#feature-examples h3 >> nth=1")
+    told = source.first(
+        "SELECT prompt_id, pos, feature FROM feature_sources WHERE run_id = $a LIMIT 1", a=selection.a
+    )
+    page.goto(
+        f"{served}features?a={selection.a}&b={selection.b}&prompt={told['prompt_id']}&feature={told['feature']}"
+        f"&q={told['pos']}"
+    )
+    page.wait_for_selector("#feature-sources .chip")
+    assert "pre-activation" in page.inner_text("#feature-sources")
+    browsing.shot(page, "features")
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(240)
+def test_a_trace_without_features_says_what_to_run(visit: Any, long_served: str, empty_served: str) -> None:
+    page = visit(f"{long_served}features", width=390, height=800)
+    page.wait_for_selector("#feature-missing .command")
+    assert "analyse features --run" in page.inner_text("#feature-missing")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.goto(f"{empty_served}features")
+    page.wait_for_selector("#notices .message")
