@@ -177,10 +177,11 @@ def load_sae(source: str | Path, session: Session, *, hook: str | None = None) -
     """Return the SAE `source` for a session: a folder, `RELEASE:SAE_ID`, or a shipped name.
 
     `hook` names the site where the SAE's own record does not. Raises `ValueError` where there is no such SAE, where it
-    sits on another kind of hook, has another width than the model's site, or was trained on other weights.
+    sits on another kind of hook or on another one than `hook`, has another width than the model's site, or was trained
+    on other weights.
     """
     inner, folder = _read(source, session)
-    site = Site.of(session, hook or _hook(inner, str(source)))
+    site = Site.of(session, _hook(inner, str(source), hook))
     width = site.width(session)
     if int(inner.cfg.d_in) != width:
         raise ValueError(
@@ -216,8 +217,11 @@ def _read(source: str | Path, session: Session) -> tuple[SAE[Any], Path | None]:
     return sae_lens.SAE.from_pretrained(release, sae_id, device=str(session.device)), None
 
 
-def _hook(inner: SAE[Any], source: str) -> str:
-    hook = inner.cfg.metadata.hook_name
-    if not hook:
+def _hook(inner: SAE[Any], source: str, asked: str | None) -> str:
+    """Return the hook that an SAE was trained on, or the one that is asked for where it does not say."""
+    own = inner.cfg.metadata.hook_name
+    if own and asked and asked != own:
+        raise ValueError(f"the SAE {source} was trained on {own}, not on {asked}: leave the hook out")
+    if not own and not asked:
         raise ValueError(f"the SAE {source} does not say which hook it was trained on: give one")
-    return str(hook)
+    return str(own or asked)

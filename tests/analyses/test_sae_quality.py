@@ -126,6 +126,10 @@ def test_an_sae_of_another_width_or_hook_is_refused(session: Session, tmp_path: 
     with pytest.raises(ValueError, match="does not say which hook"):
         load_sae(tmp_path / "nameless", session)
     assert load_sae(tmp_path / "nameless", session, hook=HOOK).site.layer == 1
+    with pytest.raises(
+        ValueError, match=r"was trained on blocks\.1\.attn\.hook_z, not on blocks\.0\.attn\.hook_z"
+    ):
+        load_sae(trained(session, tmp_path / "own"), session, hook="blocks.0.attn.hook_z")
 
 
 def test_what_is_no_sae_says_what_would_do(session: Session, tmp_path: Path) -> None:

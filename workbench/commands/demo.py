@@ -76,7 +76,7 @@ def demo(
 
 
 def _analyse(session: Session, trace: Path, runs: list[RunHandle]) -> None:
-    """Measure the roles that the report names, and what became of the sinks; nothing that is there already."""
+    """Measure roles, what became of sinks and, with and without repair, of SAE features; nothing twice."""
     from sparselens.analyses.analysis import analyses
 
     roles = analyses()["roles"]
@@ -86,6 +86,11 @@ def _analyse(session: Session, trace: Path, runs: list[RunHandle]) -> None:
     roles.run(session, trace, progress=True, **ROLES)
     for run in runs:
         analyses()["sinks"].run(None, trace, run=run.run_id)
+    for run in runs[2:]:
+        setting = analyses()["features"].setting(session, trace, run=run.run_id)
+        if analyses()["features"].done(setting) is None:
+            print(f"features of {run.policy}: {analyses()['features'].cost(setting)}", flush=True)
+        analyses()["features"].run(session, trace, run=run.run_id)
 
 
 def _report(trace: Path, runs: list[RunHandle]) -> None:
