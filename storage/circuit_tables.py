@@ -215,7 +215,7 @@ CIRCUIT_OVERLAPS = Table(
     ),
     key=("circuit_a", "circuit_b", "level", "analysis_id"),
     writer="analysis_id",
-    subject=("circuit_a", "circuit_b"),
+    subject=("circuit_a", "circuit_b", "level", "size"),
     by_args=False,
 )
 

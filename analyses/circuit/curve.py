@@ -79,3 +79,30 @@ def knockouts(graph: Graph, edges: Tensor, scores: Tensor, count: int, seed: int
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(scores.shape, generator=generator)
     return found | {RANDOM: graph.greedy(noise, max(int(edges.sum()), 1))}
+
+
+def ranked(graph: Graph, scores: Tensor, count: int) -> Tensor:
+    """Return the places of the `count` edges of largest |score|, in order, in the flattened scores."""
+    sizes = scores.abs().masked_fill(~graph.allowed, -1.0).flatten()
+    best: Tensor = sizes.topk(min(count, graph.n_edges)).indices
+    return best
+
+
+def columns(found: Sequence[Interval], name: str = "value") -> dict[str, Any]:
+    """Return intervals as columns."""
+    return {
+        name: [each.mean for each in found],
+        "ci_low": [each.low for each in found],
+        "ci_high": [each.high for each in found],
+        "n": [each.n for each in found],
+        "n_clusters": [each.n_clusters for each in found],
+    }
+
+
+def measured(name: str, found: Sequence[Interval | None]) -> dict[str, Any]:
+    """Return intervals as three columns, None where nothing was measured."""
+    parts = {"": "mean", "_low": "low", "_high": "high"}
+    return {
+        f"{name}{end}": [None if each is None else getattr(each, part) for each in found]
+        for end, part in parts.items()
+    }
