@@ -32,11 +32,11 @@ class Circuit:
     filler: int = 0
     references: int = 3
     steps: int = 5
-    sizes: tuple[int, ...] = (100, 200, 500, 1000, 2000, 5000, 10000)
+    sizes: tuple[int, ...] = (100, 500, 1000, 2000, 5000, 10000, 20000)
     faithful: float = 0.8
     heads: int = 8
     knockouts: int = 12
-    edges: int = 10000
+    edges: int = 20000
     bos: str = "default"
     seed: int = 0
 

@@ -222,7 +222,7 @@ def test_a_policy_that_drops_nothing_is_refused_before_anything_is_searched(
     [
         ({"task": "docstring"}, "no task 'docstring'; there are ioi, greater_than, copying"),
         ({"task": "copying(n=3)"}, "n is a parameter of the analysis"),
-        ({"edges": 10}, "at least the largest of sizes, 10000"),
+        ({"edges": 10}, "at least the largest of sizes, 20000"),
         ({"faithful": 1.5}, "above 0 and at most 1"),
         ({"steps": 0}, "steps is 1 or more"),
         ({"bos": "never"}, "bos is one of"),
