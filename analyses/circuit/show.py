@@ -98,7 +98,9 @@ def _carried(about: Mapping[str, Any], args: Mapping[str, Any], curves: Rows) ->
     grown = [row for row in curves if row["measure"] == "random"]
     notes += [f"{row['n_edges']} edges grown at random carry {interval(row)}" for row in grown]
     if about["whole"] <= about["empty"]:
-        notes.append("the whole model does no better than the ablated one: shares are of a gap that points the wrong way")
+        notes.append(
+            "the whole model does no better than the ablated one: shares are of a gap that points the wrong way"
+        )
     return notes
 
 
