@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sparselens.analyses.interval import resamples
 from sparselens.dashboards.choice import SCOPES
-from sparselens.dashboards.query import Source, records
+from sparselens.dashboards.query import MAX_ROWS, Source, SourceError, records
 from sparselens.dashboards.score import DIFFS, SCORES, STATISTICS, VARIANT, Score
 from sparselens.dashboards.selection import SIDES, Selection
 
@@ -69,7 +69,12 @@ class Values:
 
 
 def values(source: Source, score: Score, selection: Selection) -> Values:
-    """All values of a score for the selection's pair, prompt (or all), rows and scope."""
+    """All values of a score for the selection's pair, prompt (or all), rows and scope.
+
+    Raises:
+        SourceError: when there are too many to be averaged, or the trace cannot be read.
+
+    """
     fields = ("a", "b", "prompt", "over", "scope", "rows")
     name = f"values {score.name} " + " ".join(str(getattr(selection, field)) for field in fields)
     if score.table == SCORES:
@@ -112,6 +117,10 @@ def _averaged(source: Source, score: Score, selection: Selection) -> Values:
         frame = source.frame(STATS_VALUES.format(metric=score.metric), **asked)
     if frame.empty:
         return Values(score, [], {})
+    if len(frame) >= MAX_ROWS:
+        raise SourceError(
+            f"{score.label} has more than {MAX_ROWS:,} numbers over all prompts: choose this prompt."
+        )
     heads = frame[["layer", "head"]].drop_duplicates().sort_values(["layer", "head"])
     for side in [side for side in SIDES if side in frame]:
         heads = heads.merge(_means(frame, side), on=["layer", "head"], how="left")

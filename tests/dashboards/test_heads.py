@@ -11,7 +11,8 @@ from typing import Any
 import browsing
 import numpy as np
 import pytest
-from needle_trace import BASE, RETRIEVAL, RUN, write_error, write_needles
+from needle_findings import RETRIEVAL
+from needle_trace import BASE, RUN, write_error, write_needles
 from PIL import Image
 
 from sparselens.analyses.interval import clustered_mean
@@ -199,7 +200,7 @@ def served(needles: Path) -> Iterator[str]:
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_choosing_a_head_anywhere_on_the_page_selects_it_and_the_link_brings_it_back(
     visit: Any, served: str
 ) -> None:
@@ -223,7 +224,7 @@ def test_choosing_a_head_anywhere_on_the_page_selects_it_and_the_link_brings_it_
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_a_trace_without_diffs_or_scores_still_draws_and_an_empty_one_says_what_to_run(
     visit: Any, long_served: str, empty_served: str
 ) -> None:

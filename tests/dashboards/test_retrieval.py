@@ -10,7 +10,8 @@ from typing import Any
 
 import browsing
 import pytest
-from needle_trace import BASE, LENGTH, LOSS, READ, RUN, write_needles, write_restore
+from needle_findings import write_restore
+from needle_trace import BASE, LENGTH, LOSS, READ, RUN, write_needles
 
 from sparselens.dashboards.carrier import carrier_rows, carriers
 from sparselens.dashboards.choice import settle
@@ -153,7 +154,7 @@ def test_a_gap_that_may_be_none_is_said_to_be(source: Source, selection: Selecti
     assert "rises by 2.000 [1.000, 3.000] nats" in lines
     assert "Random heads: 2 sets" in lines
     assert "cannot be told from 0" not in lines
-    write_restore(tmp_path / "flat", gap=(0.2, -0.1, 0.5))
+    write_restore(tmp_path / "flat", RUN, gap=(0.2, -0.1, 0.5))
     flat = Source(tmp_path / "flat")
     (other,) = studies(flat, "")
     lines = " ".join(
@@ -191,7 +192,7 @@ def served(needles: Path) -> Iterator[str]:
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_a_needle_selects_its_prompt_and_a_head_opens(visit: Any, served: str) -> None:
     page = visit(f"{served}retrieval?prompt=prompt-0")
     page.wait_for_selector("#needles .needle")
@@ -207,7 +208,7 @@ def test_a_needle_selects_its_prompt_and_a_head_opens(visit: Any, served: str) -
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_a_trace_without_studies_and_an_empty_one_say_what_to_run(
     visit: Any, long_served: str, empty_served: str
 ) -> None:

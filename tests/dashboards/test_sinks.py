@@ -165,7 +165,7 @@ def served(needles: Path) -> Iterator[str]:
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_the_page_marks_sinks_and_a_strip_selects_layer_and_token(visit: Any, served: str) -> None:
     page = visit(f"{served}sinks?prompt=prompt-0")
     page.wait_for_selector("#text .token.sink.lost")
@@ -189,7 +189,7 @@ def test_the_page_marks_sinks_and_a_strip_selects_layer_and_token(visit: Any, se
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_a_trace_without_sinks_and_an_empty_one_say_what_to_run(
     visit: Any, long_served: str, empty_served: str
 ) -> None:

@@ -17,7 +17,7 @@ ARGUMENTS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 SHOTS = Path(__file__).parents[2] / "artifacts" / "screenshots"
-PATIENCE = 45_000
+PATIENCE = 90_000
 """Milliseconds that a page may take on a machine that does other things as well."""
 
 
