@@ -41,7 +41,8 @@ WHERE t.prompt_id = $prompt ORDER BY t.pos
 SOURCES = """
 SELECT s.run_id = $a AS is_a, s.head, s.k_pos, t.text, s.value, s.dropped, s.pre, s.unstored
 FROM feature_sources s LEFT JOIN tokens t ON t.prompt_id = s.prompt_id AND t.pos = s.k_pos
-WHERE s.run_id IN ($a, $b) AND s.prompt_id = $prompt AND s.sae = $sae AND s.feature = $feature AND s.pos = $q
+WHERE s.run_id IN ($a, $b) AND s.run_b = $b AND s.prompt_id = $prompt AND s.sae = $sae AND s.feature = $feature
+  AND s.pos = $q
 ORDER BY is_a DESC, abs(s.value) DESC
 """
 MOST = 400

@@ -143,8 +143,10 @@ def cards(source: Source, selection: Selection) -> tuple[Card, Card | None]:
 
     def of(run: str) -> Card:
         return source.kept(
-            f"card {sae} {feature} {run}",
-            lambda: source.through(lambda opened: card(opened, feature, sae=sae, run=run, top=6, tokens=10)),
+            f"card {sae} {feature} {run} {selection.b}",
+            lambda: source.through(
+                lambda opened: card(opened, feature, sae=sae, run=run, against=selection.b, top=6, tokens=10)
+            ),
         )
 
     return of(selection.a), of(selection.b) if selection.b else None

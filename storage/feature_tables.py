@@ -77,6 +77,7 @@ FEATURE_SOURCES = Table(
     "heads and sources the parts and the bias sum to the pre-activation.",
     (
         SUBJECT,
+        Column("run_b", NAME, "", "the run that it is compared with; of a compared run itself its own id"),
         PROMPT,
         SAE,
         POS,
@@ -88,16 +89,16 @@ FEATURE_SOURCES = Table(
             "dropped",
             BOOL,
             "",
-            "the compared run drops this key in this row and head (False of that run itself)",
+            "`run_b` drops this key in this row and head (False of that run itself)",
         ),
         Column("pre", F32, "", "the pre-activation"),
         Column("unstored", F32, "", "the pre-activation without bias and without the stored parts"),
         ANALYSIS,
     ),
-    key=("run_id", "prompt_id", "sae", "pos", "feature", "head", "k_pos"),
+    key=("run_id", "run_b", "prompt_id", "sae", "pos", "feature", "head", "k_pos"),
     sort=("prompt_id", "pos"),
     writer="analysis_id",
-    subject=("run_id", "sae"),
+    subject=("run_id", "run_b", "sae"),
     by_args=False,
 )
 

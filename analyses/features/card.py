@@ -36,10 +36,11 @@ class Example:
 class Card:
     """What a trace says about a feature in one run.
 
-    `n_tokens` tokens were encoded; `n_active` of them have the feature among those stored. `unstored` is the share of
-    the SAE's activation that is not stored (0 where `top` was at least k). `tokens`: by token text, most frequent
-    first. `heads`: each head's sum over the stored parts of `n_told` tokens; `pre` and `untold` are the sums of the
-    pre-activations and of the parts that are not stored. `changes`: rows of `feature_changes` with this run as A.
+    `against` is the run whose dropped keys are marked: the run itself where it is a compared one (it reads none that it
+    drops). `n_tokens` tokens were encoded; `n_active` of them have the feature among those stored. `unstored` is the
+    share of the SAE's activation that is not stored (0 where `top` was at least k). `tokens`: by token text, most
+    frequent first. `heads`: each head's sum over the stored parts of `n_told` tokens; `pre` and `untold` are the sums
+    of the pre-activations and of the parts that are not stored. `changes`: rows of `feature_changes`, this run as A.
     """
 
     sae: str
@@ -49,6 +50,7 @@ class Card:
     feature: int
     run: str
     policy: str
+    against: str
     n_tokens: int
     n_active: int
     unstored: float
@@ -64,24 +66,35 @@ class Card:
 
 
 def card(
-    connection: Connection, feature: int, *, sae: str = "", run: str = "", top: int = 10, tokens: int = 10
+    connection: Connection,
+    feature: int,
+    *,
+    sae: str = "",
+    run: str = "",
+    against: str = "",
+    top: int = 10,
+    tokens: int = 10,
 ) -> Card:
     """Return the card of a feature: of the SAE whose hash begins with `sae` (the only one), in `run` (the first).
 
-    `top` examples and `tokens` token texts are given. Raises `ValueError` where the trace has no features, several SAEs
+    `against` is the compared run whose drops are marked (the run itself, else the newest compared with it). `top`
+    examples and `tokens` token texts are given. Raises `ValueError` where the trace has no features, several SAEs
     or none that fits, and where the SAE has no such feature.
     """
     found = _sae(connection, sae)
     if not 0 <= feature < found["features"]:
         raise ValueError(f"the SAE {found['name']} has features 0 to {found['features'] - 1}, not {feature}")
     one = _run(connection, found["sae"], run)
-    given = {"run": one["run_id"], "sae": found["sae"], "feature": feature}
-    extent = _ask(connection, "extent", {"run": given["run"], "sae": given["sae"]})[0]
+    place = {"run": one["run_id"], "sae": found["sae"]}
+    given = place | {"feature": feature}
+    other = find_run(connection, against)["run_id"] if against else _against(connection, place)
+    extent = _ask(connection, "extent", place)[0]
     activity = _ask(connection, "activity", given)[0]
-    heads = _ask(connection, "heads", given)
+    heads = _ask(connection, "heads", given | {"against": other})
     share = extent["unstored"] / extent["activation"] if extent["activation"] else 0.0
     examples = tuple(
-        _example(connection, given, row) for row in _ask(connection, "examples", given | {"top": top})
+        _example(connection, given | {"against": other}, row)
+        for row in _ask(connection, "examples", given | {"top": top})
     )
     return Card(
         found["sae"],
@@ -91,6 +104,7 @@ def card(
         feature,
         one["name"],
         one["policy"],
+        other,
         extent["n_tokens"],
         activity["n_active"],
         share,
@@ -138,6 +152,12 @@ def _run(connection: Connection, sae: str, run: str) -> dict[str, Any]:
             return one
     names = ", ".join(one["name"] for one in encoded)
     raise ValueError(f"run {run} was not encoded with this SAE; these were: {names}")
+
+
+def _against(connection: Connection, place: dict[str, Any]) -> str:
+    """Return the run whose drops are marked where none is named; empty where no parts are stored."""
+    found = _ask(connection, "against", place)
+    return str(found[0]["run_b"]) if found else ""
 
 
 def _example(connection: Connection, given: dict[str, Any], row: dict[str, Any]) -> Example:

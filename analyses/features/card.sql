@@ -6,6 +6,10 @@ WHERE starts_with(s.sae, $sae) ORDER BY s.sae;
 SELECT r.run_id, r.name, r.policy FROM runs r
 WHERE r.run_id IN (SELECT DISTINCT run_id FROM feature_tokens WHERE sae = $sae) ORDER BY r.created_at, r.run_id;
 
+-- name: against
+SELECT run_b FROM feature_sources WHERE run_id = $run AND sae = $sae
+GROUP BY run_b ORDER BY run_b <> $run, max(analysis_id) DESC LIMIT 1;
+
 -- name: extent
 SELECT count(*)::BIGINT AS n_tokens, coalesce(sum(unstored_sum), 0) AS unstored,
        coalesce(sum(activation_sum), 0) AS activation
@@ -28,7 +32,8 @@ WHERE prompt_id = $prompt AND pos BETWEEN $first AND $last ORDER BY pos;
 -- name: sources
 SELECT s.head, s.k_pos, coalesce(t.text, '⟨id ' || t.token_id || '⟩') AS text, s.value, s.dropped, s.pre, s.unstored
 FROM feature_sources s LEFT JOIN tokens t ON t.prompt_id = s.prompt_id AND t.pos = s.k_pos
-WHERE s.run_id = $run AND s.sae = $sae AND s.feature = $feature AND s.prompt_id = $prompt AND s.pos = $pos
+WHERE s.run_id = $run AND s.run_b = $against AND s.sae = $sae AND s.feature = $feature AND s.prompt_id = $prompt
+  AND s.pos = $pos
 ORDER BY abs(s.value) DESC;
 
 -- name: tokens
@@ -41,11 +46,12 @@ GROUP BY token ORDER BY n DESC, mean DESC LIMIT $top;
 -- name: heads
 WITH told AS (
   SELECT prompt_id, pos, any_value(pre) AS pre, any_value(unstored) AS unstored FROM feature_sources
-  WHERE run_id = $run AND sae = $sae AND feature = $feature GROUP BY prompt_id, pos)
+  WHERE run_id = $run AND run_b = $against AND sae = $sae AND feature = $feature GROUP BY prompt_id, pos)
 SELECT s.head, sum(s.value) AS value, sum(s.value) FILTER (WHERE s.dropped) AS dropped,
        (SELECT count(*) FROM told)::BIGINT AS n_told, (SELECT sum(unstored) FROM told) AS unstored,
        (SELECT sum(pre) FROM told) AS pre
-FROM feature_sources s WHERE s.run_id = $run AND s.sae = $sae AND s.feature = $feature
+FROM feature_sources s
+WHERE s.run_id = $run AND s.run_b = $against AND s.sae = $sae AND s.feature = $feature
 GROUP BY s.head ORDER BY abs(sum(s.value)) DESC;
 
 -- name: changes

@@ -70,7 +70,7 @@ def find(setting: Setting) -> Findings:
             bar.finished_prompt()
     rows = [("saes", sae_row(sae))]
     for side, one in (("a", base), ("b", run)):
-        rows += run_rows(units, side, sae, one.run_id)
+        rows += run_rows(units, side, sae, one.run_id, run.run_id)
     rows += diff_rows(units, sae, base.run_id, run.run_id)
     definitions = {"extra": {"definitions": DEFINITIONS}}
     return Findings(rows, carried(run.record) | {"parents": [run.run_id, base.run_id]} | definitions)

@@ -66,8 +66,8 @@ def sae_row(sae: Sae) -> dict[str, Any]:
     }
 
 
-def run_rows(units: Sequence[Unit], side: str, sae: Sae, run_id: str) -> list[Block]:
-    """Return the rows of `feature_tokens`, `features` and `feature_sources` of one run."""
+def run_rows(units: Sequence[Unit], side: str, sae: Sae, run_id: str, compared: str) -> list[Block]:
+    """Return the rows of `feature_tokens`, `features` and `feature_sources` of a run, as `compared` is looked at."""
     blocks: list[Block] = []
     for prompt, numbers in units:
         about = {"run_id": run_id, "prompt_id": prompt.id, "sae": short(sae)}
@@ -81,7 +81,7 @@ def run_rows(units: Sequence[Unit], side: str, sae: Sae, run_id: str) -> list[Bl
         if f"{side}_source_pos" in numbers:
             columns = ("pos", "feature", "head", "k_pos", "value", "dropped", "pre", "unstored")
             parts = {name: numbers[f"{side}_source_{name}"] for name in columns}
-            blocks.append(("feature_sources", about | parts))
+            blocks.append(("feature_sources", about | {"run_b": compared} | parts))
     return blocks
 
 

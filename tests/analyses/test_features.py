@@ -117,7 +117,7 @@ def test_stored_sources_and_the_rest_are_the_pre_activation(session: Session, ma
     rows = sql("""
         SELECT feature, pre, unstored, sum(value) AS stored, any_value(f.activation) AS activation
         FROM feature_sources s JOIN features f USING (run_id, prompt_id, sae, pos, feature)
-        GROUP BY run_id, prompt_id, pos, feature, pre, unstored""")
+        GROUP BY run_id, run_b, prompt_id, pos, feature, pre, unstored""")
     assert len(rows) > 100
     for row in rows:
         assert row["pre"] == pytest.approx(row["stored"] + row["unstored"] + bias[row["feature"]], abs=1e-4)
@@ -212,19 +212,43 @@ def test_a_card_says_what_the_tables_say(made: Made, found: dict[str, str], sql:
 
 def test_the_heads_of_a_card_and_what_is_not_stored_sum_to_the_pre_activations(made: Made, sql: Any) -> None:
     row = sql(
-        "SELECT run_id, feature FROM feature_sources GROUP BY ALL ORDER BY count(*) DESC, run_id, feature LIMIT 1"
+        "SELECT run_id, run_b, feature FROM feature_sources GROUP BY ALL"
+        " ORDER BY count(*) DESC, run_id, run_b, feature LIMIT 1"
     )[0]
     with connect(made[0]) as connection:
-        seen = card(connection, row["feature"], run=row["run_id"])
+        seen = card(connection, row["feature"], run=row["run_id"], against=row["run_b"])
     bias = sql(
         "SELECT any_value(pre) - sum(value) - any_value(unstored) AS bias FROM feature_sources WHERE run_id = $run"
-        " AND feature = $feature GROUP BY prompt_id, pos",
+        " AND run_b = $against AND feature = $feature GROUP BY prompt_id, pos",
         run=row["run_id"],
+        against=row["run_b"],
         feature=row["feature"],
     )
     assert len(bias) == seen.n_told
     whole = sum(each["value"] for each in seen.heads) + seen.untold + sum(each["bias"] for each in bias)
     assert whole == pytest.approx(seen.pre, abs=1e-3)
+
+
+def test_one_base_compared_with_many_runs_marks_the_drops_of_the_one_that_is_asked_for(
+    made: Made, sql: Any
+) -> None:
+    base = Trace.open(made[0]).run(made[2]["dense"]).record.parents[0]
+    feature = sql(
+        "SELECT feature FROM feature_sources WHERE run_id = $base AND dropped GROUP BY feature"
+        " ORDER BY count(*) DESC, feature LIMIT 1",
+        base=base,
+    )[0]["feature"]
+    with connect(made[0]) as connection:
+        window, dense = (
+            card(connection, feature, run=base, against=made[2][name], top=50) for name in (WINDOW, "dense")
+        )
+    marked = [(each.pos, part) for each in window.examples for part in each.sources]
+    assert marked
+    for pos, part in marked:
+        assert part["dropped"] == (part["k_pos"] >= 2 and pos - part["k_pos"] >= 6)
+    assert any(part["dropped"] for _, part in marked)
+    assert not any(part["dropped"] for each in dense.examples for part in each.sources)
+    assert (window.n_active, window.n_told) == (dense.n_active, dense.n_told)
 
 
 @pytest.mark.parametrize(
