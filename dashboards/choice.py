@@ -37,6 +37,7 @@ WHERE run_a = $a AND run_b = $b AND scope = $scope AND rows = $rows
   AND ($over = 'all' OR prompt_id = $prompt)
 GROUP BY layer, head ORDER BY avg(write_error) DESC NULLS LAST, layer, head LIMIT 1
 """
+NO_RUN = "This trace has no captured run yet."
 SCOPES = {
     "end_to_end": "as it ran: includes what earlier layers changed",
     "local_mask": "the run's own mask put on the base's q and k: what this head alone loses",
@@ -65,7 +66,7 @@ def settle(source: Source, selection: Selection, notices: list[str]) -> Settled:
     """
     runs = source.records(RUNS)
     if not runs:
-        lines = [*notices, "This trace has no captured run yet."]
+        lines = [*notices, NO_RUN]
         return Settled(selection, lines, advice=capture_command(source.path))
     a, b, notices = _pair(runs, selection, notices)
     prompts = [row["prompt_id"] for row in source.records(PROMPTS, a=a, b=b or None)]

@@ -26,8 +26,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "order": ("high", "low"),
     "strip": ("received", "norm"),
     "among": ("any", "layer"),
+    "show": ("table", "chart", "heads"),
     "needle": ("nll", "answered"),
     "outcome": ("change", "answer_nll", "whole_answer", "first_token"),
+    "near": ("all", "node"),
 }
 SHOWS_SETTLED = (
     *("a", "b", "prompt", "scope", "rows", "metric", "layer", "head"),
@@ -109,6 +111,9 @@ class Selection:
     hide: str = "0"
     scale: str = "sqrt"
     sql: str = ""
+    show: str = "table"
+    cx: str = ""
+    cy: str = ""
     score: str = ""
     whose: str = ""
     x: str = ""
@@ -125,6 +130,13 @@ class Selection:
     outcome: str = "change"
     sae: str = ""
     feature: int | None = None
+    task: str = ""
+    circuit_a: str = ""
+    circuit_b: str = ""
+    size: int = 100
+    near: str = "all"
+    node: str = ""
+    edge: str = ""
 
     @classmethod
     def parse(cls, search: str) -> tuple[Selection, list[str]]:
@@ -186,7 +198,7 @@ def _one_of(name: str) -> Callable[[str], str]:
 READERS: dict[str, Callable[[str], Any]] = {
     field.name: (
         _number
-        if field.name in ("layer", "head", "q", "top", "feature")
+        if field.name in ("layer", "head", "q", "top", "feature", "size")
         else Window.parse
         if field.name in ("qs", "ks")
         else Box.parse

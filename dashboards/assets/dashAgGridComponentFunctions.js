@@ -9,7 +9,7 @@
     if (layer === null || layer === undefined || head === null || head === undefined) return null;
     const name = "L" + layer + "H" + head;
     const go = JSON.stringify({ layer, head });
-    const here = ["/", "/heads"].includes(location.pathname);
+    const here = ["/", "/heads", "/circuits"].includes(location.pathname);
     const chosen = here && window.sparselens.get("layer") === String(layer) && window.sparselens.get("head") === String(head);
     const target = here ? { "data-cell": name } : { "data-page": "/head" };
     return make("button", { type: "button", className: "link", "data-go": go, "aria-current": chosen ? "true" : undefined, title: here ? "Select " + name : "Open " + name, ...target }, name);

@@ -14,6 +14,7 @@
       if (value === null || value === undefined || value === "") params.delete(name);
       else params.set(name, String(value));
     }
+    if (changes && "head" in changes && !("node" in changes)) params.delete("node");
     const search = params.toString().replaceAll("%3A", ":").replaceAll("%2C", ",").replaceAll("%7E", "~");
     const url = (path || location.pathname) + (search ? "?" + search : "");
     if (url === location.pathname + location.search) return;
@@ -43,6 +44,7 @@
     }
     if (lens.markTokens) lens.markTokens();
     if (lens.markStrips) lens.markStrips();
+    if (lens.markEdges) lens.markEdges();
   };
   window.addEventListener("popstate", () => lens.mark());
 
@@ -73,7 +75,7 @@
       window.prompt("Copy this link", location.href);
     }
   };
-  lens.swap = () => lens.go({ a: lens.get("b"), b: lens.get("a") });
+  lens.swap = () => lens.go({ a: lens.get("b"), b: lens.get("a"), ...(lens.swapCircuits ? lens.swapCircuits() : {}) });
   lens.step = function (by) {
     const options = lens.prompts || [];
     const at = options.indexOf(lens.get("prompt"));
@@ -103,12 +105,12 @@
     ArrowUp: () => lens.move(-1, 0), ArrowDown: () => lens.move(1, 0),
     ArrowLeft: () => lens.move(0, -1), ArrowRight: () => lens.move(0, 1),
     "[": () => lens.step(-1), "]": () => lens.step(1), s: lens.swap, "?": () => lens.help(),
-    Escape: () => lens.go({ q: null, qs: null, ks: null, box: null }),
+    Escape: () => lens.go({ q: null, qs: null, ks: null, box: null, edge: null, node: null }),
   };
   document.addEventListener("keydown", function (event) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.id === "query") {
       event.preventDefault();
-      lens.go({ sql: event.target.value.trim() });
+      lens.ask(event.target.value);
     }
     const focus = document.activeElement;
     const typing = focus && (focus.matches("input, textarea, select, [contenteditable]") || focus.closest(".ag-root"));
@@ -141,10 +143,10 @@
     if (action === "close") lens.help(false);
     if (action === "previous") lens.step(-1);
     if (action === "next") lens.step(1);
-    if (action === "query") lens.go({ sql: document.getElementById("query").value.trim() });
+    if (action === "query") lens.ask(document.getElementById("query").value);
     if (action === "around") lens.around();
     const sample = event.target.closest("[data-sql]");
-    if (sample) lens.go({ sql: sample.dataset.sql });
+    if (sample) lens.ask(sample.dataset.sql);
   });
 
   window.dash_clientside.sparselens = Object.assign(window.dash_clientside.sparselens || {}, {
@@ -187,6 +189,7 @@
       });
       if (Object.keys(changes).length) {
         if (changes.prompt) Object.assign(changes, { q: null, qs: null, ks: null });
+        if (changes.task || changes.a || changes.b) Object.assign(changes, { circuit_a: null, circuit_b: null, edge: null });
         lens.go(changes);
       }
       return skip();

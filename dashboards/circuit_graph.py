@@ -1,0 +1,343 @@
+"""The graph of two circuits: where nodes stand, which edges are drawn, and the figure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from sparselens.dashboards.circuit import whole
+from sparselens.dashboards.query import Source
+from sparselens.dashboards.scatter import CHOSEN, DOT, GREY, GRID
+from sparselens.dashboards.selection import Selection
+from sparselens.dashboards.verdict import number
+
+EDGES = """
+WITH near AS (
+  SELECT circuit, sender, receiver, score, rank, in_circuit FROM circuit_edges
+  WHERE circuit IN ($a, $b) AND sender IS NOT NULL AND receiver IS NOT NULL
+    AND ($node IS NULL OR sender = $node OR receiver IN $reads)
+), placed AS (
+  SELECT *, in_circuit AND count(*) FILTER (in_circuit) OVER (
+    PARTITION BY circuit ORDER BY rank, sender, receiver ROWS UNBOUNDED PRECEDING) <= $size AS best
+  FROM near
+)
+SELECT sender, receiver,
+       max(score) FILTER (circuit = $a) AS score_a, max(score) FILTER (circuit = $b) AS score_b,
+       min(rank) FILTER (circuit = $a) AS rank_a, min(rank) FILTER (circuit = $b) AS rank_b,
+       coalesce(bool_or(best) FILTER (circuit = $a), false) AS in_a,
+       coalesce(bool_or(best) FILTER (circuit = $b), false) AS in_b
+FROM placed GROUP BY sender, receiver HAVING bool_or(best) ORDER BY least(rank_a, rank_b), sender, receiver
+"""
+EDGE = """
+SELECT circuit = $a AS is_a, score, rank, in_circuit FROM circuit_edges
+WHERE circuit IN ($a, $b) AND sender = $sender AND receiver = $receiver ORDER BY is_a DESC
+"""
+HELD = """
+SELECT circuit = $a AS is_a, count(*) FILTER (in_circuit)::BIGINT AS n,
+       sum(abs(score)) FILTER (in_circuit AND place <= $size) / nullif(sum(abs(score)) FILTER (in_circuit), 0)
+         AS share
+FROM (SELECT circuit, score, in_circuit, count(*) FILTER (in_circuit) OVER (
+        PARTITION BY circuit ORDER BY rank, sender, receiver ROWS UNBOUNDED PRECEDING) AS place
+      FROM circuit_edges WHERE circuit IN ($a, $b))
+GROUP BY circuit ORDER BY is_a DESC
+"""
+SHAPE = """
+SELECT (SELECT max(layer) + 1 FROM circuit_nodes WHERE circuit = $a) AS layers,
+       (SELECT max(head) + 1 FROM circuit_nodes WHERE circuit = $a) AS heads,
+       (SELECT max(TRY_CAST(regexp_extract(receiver, '^L[0-9]+G([0-9]+)[.]', 1) AS INTEGER)) + 1
+        FROM circuit_edges WHERE circuit = $a) AS kv_heads
+"""
+Rows = list[dict[str, Any]]
+_NODE = re.compile(r"L(\d{1,4})H(\d{1,4})|M(\d{1,4})")
+_READER = re.compile(r"L(\d{1,4})(H|G)(\d{1,4})\.([qkv])|M(\d{1,4})\.in")
+COLOURS = {"A only": DOT, "B only": CHOSEN, "both": GREY}
+WIDTHS = (0.7, 1.3, 2.2, 3.4, 5.0)
+SYMBOLS = {"L": "circle", "M": "square"}
+HANDLES = (0.3, 0.5, 0.7)
+"""Where along an edge the pointer finds it."""
+_STEPS = 8
+
+
+def edges(source: Source, circuits: dict[str, Any], size: int, near: str, reads: list[str]) -> Rows:
+    """The best `size` edges of one or two circuits, `a` and `b`; only those of the node `near` where it is named."""
+    rows = source.records(EDGES, node=near or None, reads=reads, size=size, **circuits)
+    return whole(rows, "rank_a", "rank_b")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Layers, query heads and key-value heads of the model that a circuit is of."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+
+    @classmethod
+    def of(cls, source: Source, circuit: str) -> Shape:
+        """The shape, from the circuit's nodes and edges; of key-value heads the least number that fits."""
+        found = source.first(SHAPE, a=circuit)
+        heads = found["heads"] or 1
+        seen = min(found["kv_heads"] or 1, heads)
+        fits = next(count for count in range(seen, heads + 1) if heads % count == 0)
+        return cls(found["layers"] or 1, heads, fits)
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key-value head."""
+        return self.heads // self.kv_heads
+
+    def node(self, name: str) -> tuple[float, float] | None:
+        """Where a sender or `logits` stands: layers down, heads across, MLPs right; None for other names."""
+        if name in ("input", "logits"):
+            return (self.heads - 1) / 2, -1.0 if name == "input" else float(self.layers)
+        found = _NODE.fullmatch(name)
+        if found is None:
+            return None
+        layer, head, mlp = found.groups()
+        return (self.heads + 0.2, int(mlp) + 0.25) if mlp is not None else (float(head), float(layer))
+
+    def reader(self, name: str) -> tuple[float, float] | None:
+        """Where a receiver stands: queries at their head, keys and values above the heads that share them."""
+        if name == "logits":
+            return self.node(name)
+        found = _READER.fullmatch(name)
+        if found is None:
+            return None
+        layer, kind, place, part, mlp = found.groups()
+        if mlp is not None:
+            return self.node(f"M{mlp}")
+        if kind == "H":
+            return float(place), float(layer)
+        middle = int(place) * self.group + (self.group - 1) / 2
+        return middle + (-0.14 if part == "k" else 0.14), int(layer) - 0.3
+
+    def head_of(self, receiver: str) -> tuple[int, int, int] | None:
+        """Layer and head that a receiver is of, the first of those that share it, and how many share it."""
+        found = _READER.fullmatch(receiver)
+        if found is None or found[1] is None:
+            return None
+        layer, kind, place = int(found[1]), found[2], int(found[3])
+        return (layer, place, 1) if kind == "H" else (layer, place * self.group, self.group)
+
+    def reads(self, node: str) -> list[str]:
+        """The receivers of a node."""
+        found = _NODE.fullmatch(node)
+        if found is None:
+            return [node]
+        layer, head, mlp = found.groups()
+        if mlp is not None:
+            return [f"M{mlp}.in"]
+        group = int(head) // self.group
+        return [f"L{layer}H{head}.q", f"L{layer}G{group}.k", f"L{layer}G{group}.v"]
+
+
+def kind(row: dict[str, Any]) -> str:
+    """`A only`, `B only` or `both`: in whose best edges an edge is."""
+    return "both" if row["in_a"] and row["in_b"] else "A only" if row["in_a"] else "B only"
+
+
+def said(row: dict[str, Any], *, pair: bool) -> str:
+    """An edge's scores and places in words."""
+    parts = [
+        f"{side} {number(row[f'score_{name}'])}"
+        + (f", place {row[f'rank_{name}']:,}" if row[f"rank_{name}"] is not None else ", not stored")
+        for side, name in (("A", "a"), ("B", "b"))
+        if pair or side == "A"
+    ]
+    return "; ".join(parts)
+
+
+def figure(
+    rows: Sequence[dict[str, Any]],
+    nodes: Sequence[dict[str, Any]],
+    shape: Shape,
+    selection: Selection,
+    *,
+    pair: bool,
+) -> go.Figure:
+    """The graph: an edge's colour says whose it is, its width |score|, a dashed one lowers the metric."""
+    made = go.Figure()
+    drawn = [row for row in rows if shape.node(row["sender"]) and shape.reader(row["receiver"])]
+    largest = max((_size(row) for row in drawn), default=0.0)
+    groups: dict[tuple[str, bool, int], list[dict[str, Any]]] = {}
+    for row in drawn:
+        step = min(int((_size(row) / largest if largest else 0.0) ** 0.5 * len(WIDTHS)), len(WIDTHS) - 1)
+        groups.setdefault((kind(row), _score(row) > 0, step), []).append(row)
+    for (whose, lowers, step), some in sorted(groups.items(), key=lambda group: group[0][2]):
+        made.add_trace(_lines(some, shape, COLOURS[whose], WIDTHS[step], "dash" if lowers else "solid"))
+    chosen = [row for row in drawn if f"{row['sender']}~{row['receiver']}" == selection.edge]
+    if chosen:
+        made.add_trace(_lines(chosen, shape, "#a055d6", 6.0, "solid"))
+    made.add_trace(_handles(drawn, shape, pair=pair))
+    made.add_trace(_nodes(nodes, drawn, shape, pair=pair))
+    ring = shape.node(selection.node or selection.head_name)
+    if ring is not None:
+        made.add_trace(_ring(ring))
+    _lay_out(made, shape, selection)
+    return made
+
+
+def _score(row: dict[str, Any]) -> float:
+    """The score an edge is drawn by: A's where it is among A's, else B's."""
+    return float(row["score_a" if row["in_a"] else "score_b"] or 0.0)
+
+
+def _size(row: dict[str, Any]) -> float:
+    own = [row[f"score_{name}"] for name in ("a", "b") if row[f"in_{name}"]]
+    return max((abs(score) for score in own if score is not None), default=0.0)
+
+
+def _curve(row: dict[str, Any], shape: Shape) -> Iterator[tuple[float, float]]:
+    """Points of an edge, bent a little to the side so that edges along one line can be told apart."""
+    start, end = shape.node(row["sender"]), shape.reader(row["receiver"])
+    if start is None or end is None:
+        return
+    side = 1 if sum(map(ord, row["receiver"])) % 2 else -1
+    bend = side * min(0.15 + 0.05 * abs(end[1] - start[1]), 0.9)
+    for step in range(_STEPS + 1):
+        t = step / _STEPS
+        yield (
+            start[0] + t * (end[0] - start[0]) + 4 * t * (1 - t) * bend,
+            start[1] + t * (end[1] - start[1]),
+        )
+
+
+def _lines(rows: Sequence[dict[str, Any]], shape: Shape, colour: str, width: float, dash: str) -> go.Scatter:
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for row in rows:
+        for across, down in _curve(row, shape):
+            x.append(round(across, 3))
+            y.append(round(down, 3))
+        x.append(None)
+        y.append(None)
+    line = {"color": colour, "width": width, "dash": dash}
+    return go.Scatter(
+        x=x, y=y, mode="lines", line=line, opacity=0.7, hoverinfo="skip", meta="edges", connectgaps=False
+    )
+
+
+def _handles(rows: Sequence[dict[str, Any]], shape: Shape, *, pair: bool) -> go.Scatter:
+    """Invisible points along the edges that answer the pointer."""
+    x, y, data, words = [], [], [], []
+    for row in rows:
+        points = list(_curve(row, shape))
+        head = shape.head_of(row["receiver"]) or (None, None, None)
+        for at in HANDLES:
+            across, down = points[round(at * _STEPS)]
+            x.append(across)
+            y.append(down)
+            data.append(["edge", row["sender"], row["receiver"], *head])
+            words.append(f"<b>{row['sender']} → {row['receiver']}</b><br>{said(row, pair=pair)}")
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode="markers",
+        marker={"size": 11, "opacity": 0, "color": GREY},
+        customdata=data,
+        text=words,
+        hovertemplate="%{text}<extra></extra>",
+        meta="handles",
+    )
+
+
+def _nodes(
+    nodes: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], shape: Shape, *, pair: bool
+) -> go.Scatter:
+    """Every sender and the logits; those that an edge of the drawing touches are larger and take its colour."""
+    whose: dict[str, set[str]] = {}
+    for row in rows:
+        at = [row["sender"]]
+        at += ["logits"] if row["receiver"] == "logits" else []
+        mlp = row["receiver"].removesuffix(".in")
+        at += [mlp] if mlp != row["receiver"] else []
+        head = shape.head_of(row["receiver"])
+        at += [f"L{head[0]}H{head[1] + more}" for more in range(head[2])] if head else []
+        for name in at:
+            whose.setdefault(name, set()).update(
+                side for side, there in (("A", row["in_a"]), ("B", row["in_b"])) if there
+            )
+    stored = {row["node"]: row for row in nodes if row["node"]}
+    placed = [(name, at) for name in (*stored, "logits") if (at := shape.node(name)) is not None]
+    colours = {"A": DOT, "B": CHOSEN}
+    marks = [
+        (GREY if len(sides) != 1 else colours[next(iter(sides))], 10)
+        if (sides := whose.get(name))
+        else (GRID, 5)
+        for name, _ in placed
+    ]
+    return go.Scatter(
+        x=[at[0] for _, at in placed],
+        y=[at[1] for _, at in placed],
+        mode="markers",
+        marker={
+            "size": [size for _, size in marks],
+            "color": [colour for colour, _ in marks],
+            "opacity": 1,
+            "symbol": [
+                "square" if name[0] == "M" else "diamond" if name[0] in "il" else "circle"
+                for name, _ in placed
+            ],
+        },
+        customdata=[["node", name, None, *_place(stored.get(name, {}))] for name, _ in placed],
+        text=[_told(name, stored.get(name, {}), pair=pair) for name, _ in placed],
+        hovertemplate="%{text}<extra></extra>",
+        meta="nodes",
+    )
+
+
+def _place(row: dict[str, Any]) -> tuple[int | None, int | None]:
+    return (row["layer"], row["head"]) if row.get("head") is not None else (None, None)
+
+
+def _told(name: str, row: dict[str, Any], *, pair: bool) -> str:
+    sides = [("A", "a"), *([("B", "b")] if pair else [])]
+    parts = [
+        f"{side}: score {number(row.get(f'score_{key}'))}, writes {number(row.get(f'direct_{key}'))}"
+        for side, key in sides
+        if row
+    ]
+    return "<br>".join([f"<b>{name}</b>", *parts])
+
+
+def _ring(at: tuple[float, float]) -> go.Scatter:
+    marker = {"size": 17, "color": "rgba(0,0,0,0)", "line": {"width": 2.5, "color": "#a055d6"}}
+    return go.Scatter(x=[at[0]], y=[at[1]], mode="markers", marker=marker, hoverinfo="skip", meta="chosen")
+
+
+def _lay_out(made: go.Figure, shape: Shape, selection: Selection) -> None:
+    made.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": GREY, "size": 11},
+        margin={"l": 44, "r": 8, "t": 26, "b": 8},
+        height=max(360, min(29 * (shape.layers + 2), 980)),
+        showlegend=False,
+        hovermode="closest",
+        dragmode="pan",
+        uirevision=f"{selection.circuit_a} {selection.circuit_b}",
+    )
+    step = 1 if shape.layers <= 16 else 2 if shape.layers <= 40 else 4
+    layers = range(0, shape.layers, step)
+    made.update_yaxes(
+        range=[shape.layers + 0.6, -1.6],
+        tickvals=[-1, *layers, shape.layers],
+        ticktext=["input", *[f"L{layer}" for layer in layers], "logits"],
+        gridcolor=GRID,
+        zeroline=False,
+    )
+    wide = max(1, -(-shape.heads // 12))
+    heads = range(0, shape.heads, wide)
+    made.update_xaxes(
+        range=[-0.9, shape.heads + 0.9],
+        side="top",
+        tickvals=[*heads, shape.heads + 0.2],
+        ticktext=[*[f"H{head}" for head in heads], "MLP"],
+        showgrid=False,
+        zeroline=False,
+    )
