@@ -96,6 +96,7 @@ def test_circuits_are_named_by_what_they_depend_on() -> None:
     dense = Circuit()
     assert dense.circuit(card) == Circuit(policy="dense", base="dense").circuit(card)
     assert Circuit(policy="a_shape(sink=4,window=64)").of_base().circuit(card) == dense.circuit(card)
-    others = [Circuit(n=8), Circuit(filler=40), Circuit(policy="a_shape(sink=4,window=64)"), Circuit(seed=1)]
+    policies = ("a_shape(sink=4,window=64)", "a_shape(sink=4,window=32)", "vertical_slash()")
+    others = [Circuit(n=8), Circuit(filler=40), Circuit(seed=1), *(Circuit(policy=each) for each in policies)]
     names = {each.circuit(card) for each in [dense, *others]} | {dense.circuit({**card, "dtype": "bfloat16"})}
-    assert len(names) == 6
+    assert len(names) == 8
