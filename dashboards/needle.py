@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,6 +175,7 @@ def _cell(cell: Cell, side: str, shown: str, high: float, chosen: str, about: st
         return html.Td(html.Span(text, className=name, style=style, title=label))
     here = any(row["prompt_id"] == chosen for row in cell.prompts)
     picked = chosen if here else cell.prompts[0]["prompt_id"]
+    go = json.dumps({"prompt": picked, "q": None, "qs": None, "ks": None})
     current = {"aria-current": "true"} if here else {}
     return html.Td(
         html.Button(
@@ -183,7 +185,7 @@ def _cell(cell: Cell, side: str, shown: str, high: float, chosen: str, about: st
             style=style,
             title=label,
             **{
-                "data-go": f'{{"prompt":"{picked}","q":null,"qs":null,"ks":null}}',
+                "data-go": go,
                 "aria-label": label,
                 **current,
             },

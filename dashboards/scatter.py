@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,8 @@ def _ranks(numbers: list[float]) -> Any:
 
 
 def axis_title(values: Values, side: str) -> str:
-    """What an axis shows."""
-    return f"{values.score.label} · {side_name(values, side)}"
+    """What an axis shows; plotly reads markup in it, and a trace brings none."""
+    return f"{escape(values.score.label)} · {side_name(values, side)}"
 
 
 def figure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -91,7 +92,7 @@ def figure(rows: Sequence[dict[str, Any]], metric: str) -> go.Figure:
             mode="markers",
             name="single random sets",
             marker={"color": GREY, "size": 6, "opacity": 0.4, "symbol": "line-ew-open"},
-            text=[f"as {row['matched']}, draw {row['draw']}" for row in draws],
+            text=[escape(f"as {row['matched']}, draw {row['draw']}") for row in draws],
             hovertemplate="%{text}<br>%{x} heads: %{y:.3f}<extra></extra>",
         )
     )
@@ -116,7 +117,7 @@ def figure(rows: Sequence[dict[str, Any]], metric: str) -> go.Figure:
         legend={"orientation": "h", "y": -0.26},
     )
     made.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, title={"text": "heads"})
-    made.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, title={"text": metric.replace("_", " ")})
+    made.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, title={"text": escape(metric.replace("_", " "))})
     return made
 
 
@@ -127,7 +128,7 @@ def _line(name: str, points: Sequence[dict[str, Any]], place: int) -> go.Scatter
         x=[row["n_heads"] for row in points],
         y=[row["value"] for row in points],
         mode="lines+markers",
-        name=name,
+        name=escape(name),
         line={"color": colour, "width": 1.8, "dash": "dot" if name == WIDER else "solid"},
         marker={"size": 8, "color": colour, "symbol": "x" if grey else SYMBOLS[place % len(SYMBOLS)]},
         error_y={

@@ -127,6 +127,24 @@ def test_the_answer_is_read_from_the_text(source: Source) -> None:
     assert source.first(ANSWER, a=BASE, b=RUN, prompt="prompt-0")["answer"] == " w28 w29"
 
 
+def test_names_from_a_trace_are_no_markup(rows: list[dict[str, Any]]) -> None:
+    named = [{**rows[0], "prompt_id": 'p"</b>'}]
+    (go,) = _buttons(needle_table(named, "nll", "", pair=False))
+    assert json.loads(go)["prompt"] == 'p"</b>'
+    trial = {"kind": "run_dense", "order_by": "<b>x</b>", "n_heads": 1, "metric": "gap_closed", "value": 0.5}
+    trial |= dict.fromkeys(("matched", "draw", "ci_low", "ci_high", "n", "n_clusters"))
+    assert figure([trial], "gap_closed").data[1].name == "&lt;b&gt;x&lt;/b&gt;"
+
+
+def _buttons(component: Any) -> list[str]:
+    """What the buttons of a component put into the URL."""
+    found = [getattr(component, "data-go")] if hasattr(component, "data-go") else []
+    children = getattr(component, "children", None)
+    for child in children if isinstance(children, list) else [children]:
+        found += _buttons(child) if child is not None else []
+    return found
+
+
 def test_the_curve_is_the_rows_with_random_heads_apart(source: Source) -> None:
     (study,) = studies(source, RUN)
     found = source.records(TRIALS, study=study["analysis_id"])
