@@ -82,6 +82,6 @@ class Circuit:
     def circuit(self, model: Mapping[str, Any]) -> str:
         """Return how rows name the circuit that is found under `policy`; `model` has weights, tokenizer and dtype."""
         about = {name: value for name, value in asdict(self).items() if name != "base"}
-        about["policy_hash"] = parse_policy(self.policy).hash  # of its source: a file may change under the same call
+        about["policy_source"] = parse_policy(self.policy).hash  # a file may change under the same call
         about |= {name: model[name] for name in ("weight_hash", "tokenizer_hash", "dtype")}
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
