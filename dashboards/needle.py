@@ -195,7 +195,7 @@ def _cell(cell: Cell, side: str, shown: str, high: float, chosen: str, about: st
 
 def _two(value: float) -> str:
     """A number with two digits, and no minus before nothing."""
-    return number(0.0 if abs(value) < 0.005 else value, 2)
+    return f"{0.0 if abs(value) < 0.005 else value:.2f}".replace("-", "−")
 
 
 def _mark(right: int, n: int) -> str:
