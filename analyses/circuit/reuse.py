@@ -19,8 +19,9 @@ from sparselens.storage.trace import Trace
 
 ALL = "all"
 _CIRCUITS = """
-SELECT c.circuit, c.task, c.policy, c.prompts, c.all_edges, c.stored, c.analysis_id, r.weight_hash, r.dtype
-FROM circuits c JOIN runs r ON r.run_id = c.analysis_id ORDER BY c.task, c.policy, c.circuit
+SELECT c.circuit, c.task, c.policy, c.prompts, c.all_edges, c.stored, c.analysis_id, r.weight_hash, r.dtype,
+       row_number() OVER (PARTITION BY r.weight_hash, r.dtype, c.prompts, c.policy ORDER BY r.created_at DESC) AS age
+FROM circuits c JOIN runs r ON r.run_id = c.analysis_id ORDER BY c.prompts, c.policy, c.circuit
 """
 _EDGES = (
     "SELECT sender, receiver FROM circuit_edges WHERE circuit = $circuit AND rank <= $count ORDER BY rank"
@@ -29,17 +30,17 @@ _HEADS = """
 SELECT node, score FROM circuit_nodes WHERE circuit = $circuit AND head IS NOT NULL ORDER BY layer, head
 """
 _SHOWN = """
-SELECT a.task || ' under ' || a.policy || ', ' || a.prompts AS first, b.task || ' under ' || b.policy || ', ' ||
-       b.prompts AS second, o.level, o.size, o.shared, o.expected, o.jaccard, o.expected_jaccard, o.p, o.spearman
-FROM circuit_overlaps_history o
-JOIN circuits a ON a.circuit = o.circuit_a JOIN circuits b ON b.circuit = o.circuit_b
-WHERE o.analysis_id = $analysis ORDER BY o.level, o.jaccard DESC
+SELECT circuit_a, circuit_b, level, size, shared, expected, jaccard, expected_jaccard, p, spearman
+FROM circuit_overlaps_history WHERE analysis_id = $analysis ORDER BY level DESC, jaccard DESC, circuit_a, circuit_b
 """
 
 
 @dataclass(frozen=True)
 class CircuitReuse:
-    """`circuits` by id, or `all` of the trace; compared are their best `edges` and their best `heads`, by |score|."""
+    """`circuits` by id, or `all`: of each task's prompts and policy the newest one.
+
+    Compared are their best `edges` and their best `heads`, by |score|.
+    """
 
     circuits: tuple[str, ...] = (ALL,)
     edges: int = 200
@@ -53,14 +54,16 @@ class CircuitReuse:
 
 def completed(trace: Trace, chosen: CircuitReuse) -> CircuitReuse:
     """Return the parameters with the circuits named one by one; `ValueError` where there are fewer than two."""
-    there = [row["circuit"] for row in _asked(trace, _CIRCUITS)]
-    named = there if ALL in chosen.circuits else list(chosen.circuits)
+    rows = _asked(trace, _CIRCUITS)
+    there = [row["circuit"] for row in rows]
+    newest = [row["circuit"] for row in rows if row["age"] == 1]
+    named = newest if ALL in chosen.circuits else list(chosen.circuits)
     for name in named:
         if name not in there:
             raise ValueError(f"no circuit {name!r} in this trace; it has {', '.join(there) or 'none'}")
     if len(set(named)) < 2:
         raise ValueError(
-            f"circuit_reuse compares circuits, and this trace has {len(there)}: run `sparselens analyse circuit` on"
+            f"circuit_reuse compares circuits, and this trace has {len(newest)}: run `sparselens analyse circuit` on"
             " more tasks or policies first"
         )
     return replace(chosen, circuits=tuple(sorted(set(named))))
@@ -119,23 +122,31 @@ def cost(setting: Setting) -> str:
 
 
 def show(trace: Trace, analysis_id: str, options: Mapping[str, Any]) -> Shown:
-    """Return a row a pair and level, and the heads that most of the circuits have among their best."""
+    """Return a row a pair and level; notes name the circuits, and the heads that most of them have among their best."""
     args = trace.run(analysis_id).record.args
+    about = [row for row in _asked(trace, _CIRCUITS) if row["circuit"] in args["circuits"]]
+    name = {row["circuit"]: f"c{number}" for number, row in enumerate(about, start=1)}
     rows = _asked(trace, _SHOWN, analysis=analysis_id)
+    for row in rows:
+        row |= {side: name.get(row[side], row[side]) for side in ("circuit_a", "circuit_b")}
+    notes = [
+        f"{name[row['circuit']]}: {row['prompts']} under {row['policy']}, {row['circuit']}" for row in about
+    ]
+    notes.append(
+        f"the best {args['edges']} edges and {args['heads']} heads of each circuit; expected: shared by as many drawn"
+        " at random, p: probability that these share as many; MLPs serve all tasks, so that edges share far more"
+    )
+    return Shown(rows, [*notes, _common(trace, args, 2 * int(options.get("top", 5)))])
+
+
+def _common(trace: Trace, args: Mapping[str, Any], top: int) -> str:
+    """Return the heads that are among the best of most circuits."""
     counted: Counter[str] = Counter()
     for circuit in args["circuits"]:
         heads = sorted(_asked(trace, _HEADS, circuit=circuit), key=lambda row: -abs(row["score"]))
         counted.update(row["node"] for row in heads[: args["heads"]])
-    top = int(options.get("top", 5))
-    common = ", ".join(f"{node} ({times})" for node, times in counted.most_common(2 * top))
-    return Shown(
-        rows,
-        [
-            f"the best {args['edges']} edges and {args['heads']} heads of each circuit; expected: shared by as many"
-            " drawn at random, p: probability that these share as many",
-            f"heads among the best {args['heads']} of most circuits (of {len(args['circuits'])}): {common}",
-        ],
-    )
+    common = ", ".join(f"{node} ({times})" for node, times in counted.most_common(top))
+    return f"heads among the best {args['heads']} of most circuits (of {len(args['circuits'])}): {common}"
 
 
 ANALYSIS = Analysis(

@@ -111,6 +111,9 @@ def test_every_pair_of_one_model_is_compared_and_a_new_circuit_is_not_left_out(t
     shown = ANALYSIS.show(Trace.open(path), after, {})
     assert len(shown.rows) == 3 * 2
     assert shown.rows[0]["jaccard"] == 1
+    circuit(path, "newer", first)  # the same task and policy as "one", searched again: it takes its place
+    latest = Trace.open(path).run(ANALYSIS.run(None, path, edges=10, heads=2))
+    assert latest.record.args["circuits"] == ["elsewhere", "newer", "three", "two"]
     assert any("heads among the best 2" in note for note in shown.notes)
 
 
