@@ -1,4 +1,8 @@
-"""The SAE of the codes: SAELens' standard one, on the outputs of all heads of a few prompts; its argmax is the code."""
+"""The SAE of the codes: SAELens' standard one, on the outputs of all heads of a few prompts; its argmax is the code.
+
+Vectors are encoded as they are, features begin at unit length: as in the authors' code, so that their penalty means the
+same. Scaled to a mean norm of √d_model the same penalty is weaker, and codes then find less (docs/codes.md).
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,13 @@ from sparselens.analyses.codes.plan import Codes
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """A trained SAE; vectors are multiplied by `scale` first, so that their mean norm is √d_model.
+    """A trained SAE.
 
     `examples`: places of the prompts it saw. `explained`: share of the variance of all others that it explains, `l0`
     their active features.
     """
 
     inner: Any
-    scale: float
     examples: tuple[int, ...]
     explained: float = float("nan")
     l0: float = float("nan")
@@ -31,7 +34,7 @@ class Dictionary:
         """Return the number of the strongest feature `[prompts, heads]`; `features` where none is active."""
         found = []
         for each in vectors:
-            acts = self.inner.encode(each * self.scale)
+            acts = self.inner.encode(each)
             best = acts.max(-1)
             found.append(torch.where(best.values > 0, best.indices, acts.shape[-1]))
         return torch.stack(found)
@@ -42,15 +45,11 @@ def trained(vectors: Tensor, chosen: Codes, trial: int) -> Dictionary:
     draw = torch.Generator().manual_seed(chosen.seed * 1_000 + trial)
     examples = torch.randperm(len(vectors), generator=draw)[: chosen.examples]
     data = vectors[examples].flatten(0, 1)
-    width = data.shape[-1]
-    norm = float(data.norm(dim=-1).mean())
-    if norm == 0:
+    if not data.any():
         raise ValueError("codes: no head writes anything on the examples")
-    scale = width**0.5 / norm
-    inner = _fitted(data * scale, chosen, trial, _batches(data * scale, chosen.batch, draw))
+    inner = _fitted(data, chosen, trial, _batches(data, chosen.batch, draw))
     seen = tuple(sorted(examples.tolist()))
-    explained, l0 = _quality(inner, vectors, seen, scale)
-    return Dictionary(inner, scale, seen, explained, l0)
+    return Dictionary(inner, seen, *_quality(inner, vectors, seen))
 
 
 def _fitted(data: Tensor, chosen: Codes, trial: int, batches: Iterator[Tensor]) -> Any:
@@ -63,7 +62,7 @@ def _fitted(data: Tensor, chosen: Codes, trial: int, batches: Iterator[Tensor]) 
         torch.manual_seed(chosen.seed * 1_000 + trial)
         width = data.shape[-1]
         penalty = chosen.sparsity * width  # SAELens sums the squared error over dimensions
-        inner = made(config(d_in=width, d_sae=chosen.features, l1_coefficient=penalty))
+        inner = made(config(d_in=width, d_sae=chosen.features, l1_coefficient=penalty, decoder_init_norm=1.0))
         size = min(chosen.batch, len(data))
         trainer: Any = SAETrainer(
             SAETrainerConfig(
@@ -95,13 +94,13 @@ def _batches(data: Tensor, size: int, draw: torch.Generator) -> Iterator[Tensor]
 
 
 @torch.no_grad()
-def _quality(inner: Any, vectors: Tensor, seen: tuple[int, ...], scale: float) -> tuple[float, float]:
+def _quality(inner: Any, vectors: Tensor, seen: tuple[int, ...]) -> tuple[float, float]:
     """Return explained variance and active features a vector over the prompts that were not trained on."""
     others = [place for place in range(len(vectors)) if place not in set(seen)]
-    middle = vectors[others].mean((0, 1)) * scale
+    middle = vectors[others].mean((0, 1))
     error = variance = active = 0.0
     for place in others:
-        data = vectors[place] * scale
+        data = vectors[place]
         acts = inner.encode(data)
         error += float((data - inner.decode(acts)).square().sum())
         variance += float((data - middle).square().sum())

@@ -50,13 +50,20 @@ def show(trace: Trace, analysis_id: str, options: Mapping[str, Any]) -> Shown:
         for metric in ("ablation_effect", "code_unique", "code_separation")
     ]
     if "code_agreement" in heads:
-        least = sorted(heads["code_agreement"].values(), key=lambda row: row["value"])
-        mean = sum(row["value"] for row in least) / len(least)
-        names = ", ".join(f"L{row['layer']}H{row['head']} {row['value']:.0%}" for row in least[:top])
-        notes.append(
-            f"same code under base and policy in {mean:.0%} of positive prompts (mean over heads); least: {names}"
-        )
+        notes.append(_agreement(list(heads["code_agreement"].values()), top))
     return Shown(rows, notes)
+
+
+def _agreement(heads: list[dict[str, Any]], top: int) -> str:
+    """Return how often heads have the same code under base and policy, and which have so least."""
+    least = sorted(heads, key=lambda row: row["value"])
+    if least[0]["value"] == 1:
+        return "every code is the base's: does the policy drop anything on these prompts? give filler"
+    mean = sum(row["value"] for row in least) / len(least)
+    names = ", ".join(f"L{row['layer']}H{row['head']} {row['value']:.0%}" for row in least[:top])
+    return (
+        f"same code under base and policy in {mean:.0%} of positive prompts (mean over heads); least: {names}"
+    )
 
 
 def _line(name: str, numbers: Mapping[str, Any], sizes: list[int]) -> dict[str, Any]:
