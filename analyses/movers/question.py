@@ -110,10 +110,11 @@ def _answered(every: Sequence[Case], before: Numbers) -> tuple[Any, str]:
     name = "choice" if every[0].labels else "first_token"
     right = np.array([bool(each[name]) for each in before])
     share, chance = float(right.mean()), float(np.mean([case.chance for case in every]))
-    if every[0].labels and share < TIMES_CHANCE * chance:
+    enough = min(TIMES_CHANCE * chance, (1 + chance) / 2)  # of two options twice chance is always
+    if every[0].labels and share < enough:
         return right, (
             f"not applicable on this model: the base chooses the right option in {share:.0%} of {len(every)} prompts,"
-            f" chance is {chance:.0%}, {TIMES_CHANCE:g} times chance is asked for"
+            f" chance is {chance:.0%}, {enough:.0%} are asked for"
         )
     groups = {case.group for case, now in zip(every, right, strict=True) if now}
     if len(groups) < 2:

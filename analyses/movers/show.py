@@ -102,6 +102,8 @@ def _notes(run: Run, evals: Mapping[str, Any], cuts: list[dict[str, Any]]) -> li
             if name.startswith("kept_") and name.endswith("_any")
         ]
         notes.append("share of prompts in which some head keeps some of it at END: " + ", ".join(lost))
+        if all(row["value"] == 1 for name, row in evals.items() if name.startswith("kept_")):
+            notes.append("the policy drops nothing at END on these prompts: give filler, or a tighter policy")
     notes += _effects(evals, sparse=sparse) + _cut(args, extra, cuts)
     for metric, best in extra.get("best", {}).items():
         found = evals[f"{metric}_best"]

@@ -207,6 +207,9 @@ def test_options_below_twice_chance_are_not_applicable() -> None:
         answers, why_not = question._answered(every, numbers)
         assert answers.tolist() == [bool(each) for each in right]
         assert (why_not == "") is applicable
+    two = [Case(replace(prompt, foils=(1,)), case.references, case.sources) for prompt in prompts]
+    assert question._answered(two, [{"choice": each, "first_token": 0.0} for each in (1, 1, 1, 0)])[1] == ""
+    assert "75% are asked for" in question._answered(two, [{"choice": each} for each in (1, 1, 0, 0)])[1]
 
 
 def test_heads_are_chosen_on_the_groups_that_are_not_tested() -> None:
