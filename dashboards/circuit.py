@@ -34,7 +34,6 @@ FROM (SELECT run_id, status, policy, prompt_set, created_at, CASE WHEN json_vali
 WHERE run_id NOT IN (SELECT analysis_id FROM circuits_history WHERE analysis_id IS NOT NULL)
 ORDER BY created_at, run_id
 """
-PAIR = "SELECT run_id, policy, model FROM runs WHERE run_id IN ($a, $b)"
 NONE = "none"
 """What `circuit_b` is where one circuit is looked at alone."""
 LABEL = 60
@@ -65,40 +64,9 @@ def label(circuit: dict[str, Any]) -> str:
     return f"{circuit['prompts'] or circuit['task']} · {circuit['policy']} · {circuit['circuit'][:6]}"
 
 
-def first_pair(
-    found: Circuits, task: str, runs: dict[str, dict[str, Any]], selection: Selection
-) -> tuple[str, str]:
-    """The circuits of a task to begin with: of the runs' policies, else the base's and one that has it as base."""
-    there = [row for row in found.values() if row["prompts"] == task]
-
-    def of_run(run: str) -> str:
-        about = runs.get(run)
-        return next((row["circuit"] for row in there if about and _same(row, about)), "")
-
-    a, b = of_run(selection.a), of_run(selection.b)
-    if not a:
-        base = found.get(b, {}).get("base_circuit")
-        a = base if base in found and base != b else ""
-    a = a or next((row["circuit"] for row in there if row["circuit"] != b), "")
-    others = [row for row in there if row["circuit"] != a and row["model"] == found.get(a, {}).get("model")]
-    b = b or next((row["circuit"] for row in others if row["base_circuit"] == a), "")
-    b = b or next((row["circuit"] for row in others), "")
-    return (a, b or NONE) if a else (b, NONE)
-
-
-def _same(circuit: dict[str, Any], run: dict[str, Any]) -> bool:
+def same(circuit: dict[str, Any], run: dict[str, Any]) -> bool:
+    """Whether a circuit was found under the policy of a run of the same model."""
     return bool(circuit["policy"] == run["policy"] and circuit["model"] == run["model"])
-
-
-def first_task(found: Circuits, runs: dict[str, dict[str, Any]]) -> str:
-    """The task to begin with: most circuits of the chosen runs' policies, then most circuits."""
-    tasks = list(dict.fromkeys(row["prompts"] for row in found.values()))
-
-    def order(task: str) -> tuple[int, int]:
-        mine = [row for row in found.values() if row["prompts"] == task]
-        return sum(any(_same(row, run) for row in mine) for run in runs.values()), len(mine)
-
-    return max(tasks, key=order, default="")
 
 
 def off_pair(found: Circuits, runs: dict[str, dict[str, Any]], selection: Selection) -> str:
@@ -107,7 +75,7 @@ def off_pair(found: Circuits, runs: dict[str, dict[str, Any]], selection: Select
     wrong = [
         f"{side} here is the circuit under {found[circuit]['policy']}, run {side} ran {runs[run]['policy']}"
         for side, run, circuit in sides
-        if circuit in found and run in runs and not _same(found[circuit], runs[run])
+        if circuit in found and run in runs and not same(found[circuit], runs[run])
     ]
     return "; ".join(wrong)
 

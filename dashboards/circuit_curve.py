@@ -13,7 +13,7 @@ from sparselens.storage import schema
 
 CURVES = """
 SELECT circuit, policy, measure, asked, n_edges, value, ci_low, ci_high, n, n_clusters
-FROM circuit_curves WHERE circuit IN ($a, $b) AND n_edges > 0 ORDER BY measure, asked
+FROM circuit_curves WHERE circuit IN ($a, $b) AND asked > 0 ORDER BY measure, asked
 """
 LOOKS = {
     "faithfulness": {"dash": "solid", "symbol": "circle"},
@@ -66,7 +66,7 @@ def figure(sides: Sequence[tuple[str, Circuit, Rows]]) -> go.Figure:
         height=320,
         legend={"orientation": "h", "y": -0.24},
     )
-    made.update_xaxes(type="log", gridcolor=GRID, dtick=1, title={"text": "edges"})
+    made.update_xaxes(type="log", gridcolor=GRID, dtick=1, title={"text": "edges taken"})
     made.update_yaxes(gridcolor=GRID, zeroline=False, title={"text": "share"})
     return made
 
@@ -74,7 +74,7 @@ def figure(sides: Sequence[tuple[str, Circuit, Rows]]) -> go.Figure:
 def _line(side: str, measure: str, points: Rows, look: dict[str, str], circuit: Circuit) -> go.Scatter:
     colour = {"A": DOT, "B": CHOSEN}[side]
     return go.Scatter(
-        x=[row["n_edges"] for row in points],
+        x=[row["asked"] for row in points],
         y=[row["value"] for row in points],
         mode="markers" if measure == "random" else "lines+markers",
         name=f"{side} {measure.replace('_', ' ')}",
@@ -92,7 +92,7 @@ def _line(side: str, measure: str, points: Rows, look: dict[str, str], circuit: 
             "thickness": 1.1,
             "width": 3,
         },
-        text=[f"{row['asked']:,} by |score|, n {row['n']} in {row['n_clusters']} clusters" for row in points],
+        text=[f"{row['n_edges']:,} on a way, n {row['n']} in {row['n_clusters']} clusters" for row in points],
         hovertemplate="%{fullData.name}<br>%{x:,} edges: %{y:.3f}<br>%{text}<extra></extra>",
     )
 
@@ -102,12 +102,15 @@ def _gap(high: float | None, low: float | None) -> float:
 
 
 def carried(side: str, circuit: Circuit) -> str:
-    """What a circuit carries, in one sentence; a warning where there is nothing to carry."""
-    words = (
+    """What is measured and over how many prompts, in one sentence."""
+    return (
         f"{side}, {circuit['policy']}: {circuit['metric']}; {number(circuit['whole'], 2)} whole, "
         f"{number(circuit['empty'], 2)} with everything ablated; {circuit['n']} test prompts in "
         f"{circuit['n_clusters']} clusters, scores from {circuit['n_found']} others."
     )
-    if circuit["whole"] is not None and circuit["empty"] is not None and circuit["whole"] <= circuit["empty"]:
-        words += " The whole model does no better than the ablated one: shares of that gap mean nothing."
-    return words
+
+
+def nothing_to_carry(circuit: Circuit) -> bool:
+    """Whether the whole model does no better than the ablated one."""
+    whole, empty = circuit["whole"], circuit["empty"]
+    return whole is not None and empty is not None and bool(whole <= empty)

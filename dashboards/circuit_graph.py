@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
 from sparselens.dashboards.circuit import whole
+from sparselens.dashboards.circuit_shape import Shape
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.scatter import CHOSEN, DOT, GREY, GRID
 from sparselens.dashboards.selection import Selection
@@ -45,15 +44,7 @@ FROM (SELECT circuit, score, in_circuit, count(*) FILTER (in_circuit) OVER (
       FROM circuit_edges WHERE circuit IN ($a, $b))
 GROUP BY circuit ORDER BY is_a DESC
 """
-SHAPE = """
-SELECT (SELECT max(layer) + 1 FROM circuit_nodes WHERE circuit = $a) AS layers,
-       (SELECT max(head) + 1 FROM circuit_nodes WHERE circuit = $a) AS heads,
-       (SELECT max(TRY_CAST(regexp_extract(receiver, '^L[0-9]+G([0-9]+)[.]', 1) AS INTEGER)) + 1
-        FROM circuit_edges WHERE circuit = $a) AS kv_heads
-"""
 Rows = list[dict[str, Any]]
-_NODE = re.compile(r"L(\d{1,4})H(\d{1,4})|M(\d{1,4})")
-_READER = re.compile(r"L(\d{1,4})(H|G)(\d{1,4})\.([qkv])|M(\d{1,4})\.in")
 COLOURS = {"A only": DOT, "B only": CHOSEN, "both": GREY}
 WIDTHS = (0.7, 1.3, 2.2, 3.4, 5.0)
 SYMBOLS = {"L": "circle", "M": "square"}
@@ -66,73 +57,6 @@ def edges(source: Source, circuits: dict[str, Any], size: int, near: str, reads:
     """The best `size` edges of one or two circuits, `a` and `b`; only those of the node `near` where it is named."""
     rows = source.records(EDGES, node=near or None, reads=reads, size=size, **circuits)
     return whole(rows, "rank_a", "rank_b")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Layers, query heads and key-value heads of the model that a circuit is of."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-
-    @classmethod
-    def of(cls, source: Source, circuit: str) -> Shape:
-        """The shape, from the circuit's nodes and edges; of key-value heads the least number that fits."""
-        found = source.first(SHAPE, a=circuit)
-        heads = found["heads"] or 1
-        seen = min(found["kv_heads"] or 1, heads)
-        fits = next(count for count in range(seen, heads + 1) if heads % count == 0)
-        return cls(found["layers"] or 1, heads, fits)
-
-    @property
-    def group(self) -> int:
-        """Query heads that share a key-value head."""
-        return self.heads // self.kv_heads
-
-    def node(self, name: str) -> tuple[float, float] | None:
-        """Where a sender or `logits` stands: layers down, heads across, MLPs right; None for other names."""
-        if name in ("input", "logits"):
-            return (self.heads - 1) / 2, -1.0 if name == "input" else float(self.layers)
-        found = _NODE.fullmatch(name)
-        if found is None:
-            return None
-        layer, head, mlp = found.groups()
-        return (self.heads + 0.2, int(mlp) + 0.25) if mlp is not None else (float(head), float(layer))
-
-    def reader(self, name: str) -> tuple[float, float] | None:
-        """Where a receiver stands: queries at their head, keys and values above the heads that share them."""
-        if name == "logits":
-            return self.node(name)
-        found = _READER.fullmatch(name)
-        if found is None:
-            return None
-        layer, kind, place, part, mlp = found.groups()
-        if mlp is not None:
-            return self.node(f"M{mlp}")
-        if kind == "H":
-            return float(place), float(layer)
-        middle = int(place) * self.group + (self.group - 1) / 2
-        return middle + (-0.14 if part == "k" else 0.14), int(layer) - 0.3
-
-    def head_of(self, receiver: str) -> tuple[int, int, int] | None:
-        """Layer and head that a receiver is of, the first of those that share it, and how many share it."""
-        found = _READER.fullmatch(receiver)
-        if found is None or found[1] is None:
-            return None
-        layer, kind, place = int(found[1]), found[2], int(found[3])
-        return (layer, place, 1) if kind == "H" else (layer, place * self.group, self.group)
-
-    def reads(self, node: str) -> list[str]:
-        """The receivers of a node."""
-        found = _NODE.fullmatch(node)
-        if found is None:
-            return [node]
-        layer, head, mlp = found.groups()
-        if mlp is not None:
-            return [f"M{mlp}.in"]
-        group = int(head) // self.group
-        return [f"L{layer}H{head}.q", f"L{layer}G{group}.k", f"L{layer}G{group}.v"]
 
 
 def kind(row: dict[str, Any]) -> str:
@@ -319,7 +243,7 @@ def _lay_out(made: go.Figure, shape: Shape, selection: Selection) -> None:
         height=max(360, min(29 * (shape.layers + 2), 980)),
         showlegend=False,
         hovermode="closest",
-        dragmode="pan",
+        dragmode=False,
         uirevision=f"{selection.circuit_a} {selection.circuit_b}",
     )
     step = 1 if shape.layers <= 16 else 2 if shape.layers <= 40 else 4
