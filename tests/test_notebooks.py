@@ -60,7 +60,7 @@ def said(notebook: Any) -> str:
 
 
 def test_these_are_the_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["circuits", QUICK, "retrieval_heads", "sinks"]
+    assert [path.stem for path in NOTEBOOKS] == ["circuits", "features", QUICK, "retrieval_heads", "sinks"]
 
 
 @pytest.mark.model
