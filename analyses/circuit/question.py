@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 def find(setting: Setting) -> Findings:
     """Find the circuit and test it; nothing but the accuracy where the model does not do the task.
 
-    Raises `ValueError` for a policy that drops nothing on the prompts.
+    Raises `ValueError` for a policy that drops nothing on the prompts, `NotImplementedError` for a model whose nodes do
+    not simply add up.
     """
     from sparselens.analyses.circuit.measure import Measure
+    from sparselens.analyses.circuit.port import ports_of
     from sparselens.analyses.circuit.rows import accuracy_rows, record, rows_of
     from sparselens.analyses.circuit.search import Answered, search
 
     chosen: Circuit = setting.parameters
+    ports_of(setting.model)
     every = _cases(setting)
     searched, tested = halves(every)
     units = (1 + chosen.sparse) * len(every) + len(searched) + 2 * len(tested)

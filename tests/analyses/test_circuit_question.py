@@ -217,6 +217,22 @@ def test_a_policy_that_drops_nothing_is_refused_before_anything_is_searched(
     assert all(run.status != "complete" for run in Trace.open(tmp_path / "trace").runs())
 
 
+def test_a_model_with_norms_after_attention_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    from small_tokenizer import small_tokenizer
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    from sparselens.workbench.models import wrap
+
+    config = Gemma3TextConfig(
+        vocab_size=3000, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, sliding_window=64,
+    )  # fmt: skip
+    session = wrap(Gemma3ForCausalLM(config).eval(), small_tokenizer())
+    with pytest.raises(NotImplementedError, match="norms after attention"):
+        ANALYSIS.run(session, tmp_path / "trace", n=4)
+    assert Trace.open(tmp_path / "trace").runs() == []
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
