@@ -66,7 +66,7 @@ def figure(sides: Sequence[tuple[str, Circuit, Rows]]) -> go.Figure:
         height=320,
         legend={"orientation": "h", "y": -0.24},
     )
-    made.update_xaxes(type="log", gridcolor=GRID, dtick=1, title={"text": "edges taken"})
+    made.update_xaxes(type="log", gridcolor=GRID, dtick="D2", title={"text": "edges taken"})
     made.update_yaxes(gridcolor=GRID, zeroline=False, title={"text": "share"})
     return made
 

@@ -96,6 +96,7 @@ def figure(
     chosen = [row for row in drawn if f"{row['sender']}~{row['receiver']}" == selection.edge]
     if chosen:
         made.add_trace(_lines(chosen, shape, "#a055d6", 6.0, "solid"))
+    made.add_trace(_shared(drawn, shape))
     made.add_trace(_handles(drawn, shape, pair=pair))
     made.add_trace(_nodes(nodes, drawn, shape, pair=pair))
     ring = shape.node(selection.node or selection.head_name)
@@ -145,6 +146,22 @@ def _lines(rows: Sequence[dict[str, Any]], shape: Shape, colour: str, width: flo
     )
 
 
+def _shared(rows: Sequence[dict[str, Any]], shape: Shape) -> go.Scatter:
+    """Where keys and values arrive, with the heads that share them."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for receiver in dict.fromkeys(row["receiver"] for row in rows):
+        heads, at = shape.head_of(receiver), shape.reader(receiver)
+        if heads is None or at is None or not receiver.endswith((".k", ".v")):
+            continue
+        layer, first, share = heads
+        for head in range(first, first + share):
+            x += [at[0], float(head), None]
+            y += [at[1], float(layer), None]
+    line = {"color": "rgba(138,143,152,0.5)", "width": 0.8}
+    return go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", meta="shared")
+
+
 def _handles(rows: Sequence[dict[str, Any]], shape: Shape, *, pair: bool) -> go.Scatter:
     """Invisible points along the edges that answer the pointer."""
     x, y, data, words = [], [], [], []
@@ -173,18 +190,7 @@ def _nodes(
     nodes: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], shape: Shape, *, pair: bool
 ) -> go.Scatter:
     """Every sender and the logits; those that an edge of the drawing touches are larger and take its colour."""
-    whose: dict[str, set[str]] = {}
-    for row in rows:
-        at = [row["sender"]]
-        at += ["logits"] if row["receiver"] == "logits" else []
-        mlp = row["receiver"].removesuffix(".in")
-        at += [mlp] if mlp != row["receiver"] else []
-        head = shape.head_of(row["receiver"])
-        at += [f"L{head[0]}H{head[1] + more}" for more in range(head[2])] if head else []
-        for name in at:
-            whose.setdefault(name, set()).update(
-                side for side, there in (("A", row["in_a"]), ("B", row["in_b"])) if there
-            )
+    whose = _touched(rows, shape)
     stored = {row["node"]: row for row in nodes if row["node"]}
     placed = [(name, at) for name in (*stored, "logits") if (at := shape.node(name)) is not None]
     colours = {"A": DOT, "B": CHOSEN}
@@ -212,6 +218,23 @@ def _nodes(
         hovertemplate="%{text}<extra></extra>",
         meta="nodes",
     )
+
+
+def _touched(rows: Sequence[dict[str, Any]], shape: Shape) -> dict[str, set[str]]:
+    """Whose edges, A's or B's, touch each node; keys and values touch every head that shares them."""
+    whose: dict[str, set[str]] = {}
+    for row in rows:
+        receiver = row["receiver"]
+        names = [row["sender"]]
+        if receiver == "logits" or receiver.endswith(".in"):
+            names.append(receiver.removesuffix(".in"))
+        heads = shape.head_of(receiver)
+        if heads is not None:
+            names += [f"L{heads[0]}H{heads[1] + more}" for more in range(heads[2])]
+        sides = {side for side, name in (("A", "in_a"), ("B", "in_b")) if row[name]}
+        for name in names:
+            whose.setdefault(name, set()).update(sides)
+    return whose
 
 
 def _place(row: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -8,8 +8,9 @@ import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
 from sparselens.dashboards.circuit import compared
-from sparselens.dashboards.circuit_graph import COLOURS, EDGE, HELD, Shape, edges, kind, said
+from sparselens.dashboards.circuit_graph import COLOURS, EDGE, HELD, edges, kind, said
 from sparselens.dashboards.circuit_graph import figure as graph
+from sparselens.dashboards.circuit_shape import Shape
 from sparselens.dashboards.circuit_table import (
     defined,
     edge_columns,

@@ -62,7 +62,7 @@ def register_tables(app: Dash, source: Source) -> None:
 
     def draw(data: dict[str, Any] | None) -> tuple[Any, ...]:
         selection = chosen(data)
-        nothing = (None, [], [], HIDDEN, None, None, [], HIDDEN, None)
+        nothing: tuple[Any, ...] = (None, [], [], HIDDEN, None, None, [], HIDDEN, None)
         if selection is None or not selection.circuit_a:
             return nothing
         try:

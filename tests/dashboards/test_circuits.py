@@ -237,6 +237,7 @@ def test_a_click_on_an_edge_shows_it_and_a_swap_changes_sides(visit: Any, circui
     page.wait_for_function(
         f"new URLSearchParams(location.search).get('circuit_b') === '{chosen['circuit_a']}'"
     )
+    page.wait_for_selector("#circuit-curves:has-text('was not run under B')")
     page.wait_for_selector("#circuit-curves .js-plotly-plot .lines path", state="attached")
     browsing.shot(page, "circuits")
 
