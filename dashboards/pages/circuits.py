@@ -158,4 +158,4 @@ def register(app: Dash, source: Source) -> None:
     register_tables(app, source)
 
 
-PAGE = Page("Circuits", "/circuits", 2, layout, register, settle)
+PAGE = Page("Circuits", "/circuits", 6, layout, register, settle)

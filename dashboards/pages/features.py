@@ -105,4 +105,4 @@ def register(app: Dash, source: Source) -> None:
     register_sources(app, source)
 
 
-PAGE = Page("Features", "/features", 2, layout, register, settle)
+PAGE = Page("Features", "/features", 5, layout, register, settle)

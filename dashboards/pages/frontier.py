@@ -118,4 +118,4 @@ def sweep_command(source: Source) -> str:
     )
 
 
-PAGE = Page("Frontier", "/frontier", 3, layout, register)
+PAGE = Page("Frontier", "/frontier", 7, layout, register)

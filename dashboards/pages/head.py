@@ -262,4 +262,4 @@ def _register_pictures(app: Dash, source: Source) -> None:
     )(draw_maps)
 
 
-PAGE = Page("Head", "/head", 1, layout, register)
+PAGE = Page("Head", "/head", 2, layout, register)

@@ -102,4 +102,4 @@ def register(app: Dash, source: Source) -> None:
     _register_chosen(app, source)
 
 
-PAGE = Page("Heads", "/heads", 0, layout, register, settle)
+PAGE = Page("Heads", "/heads", 1, layout, register, settle)

@@ -185,4 +185,4 @@ def register(app: Dash, source: Source) -> None:
     register_study(app, source)
 
 
-PAGE = Page("Retrieval", "/retrieval", 1, layout, register, settle)
+PAGE = Page("Retrieval", "/retrieval", 3, layout, register, settle)

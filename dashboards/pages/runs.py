@@ -111,4 +111,4 @@ def register(app: Dash, source: Source) -> None:
     )(draw_runs)
 
 
-PAGE = Page("Runs", "/runs", 2, layout, register)
+PAGE = Page("Runs", "/runs", 8, layout, register)

@@ -151,4 +151,4 @@ def register(app: Dash, source: Source) -> None:
     register_tokens(app, source)
 
 
-PAGE = Page("Sinks", "/sinks", 1, layout, register)
+PAGE = Page("Sinks", "/sinks", 4, layout, register)

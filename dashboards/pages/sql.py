@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from time import monotonic
 from typing import Any
-from urllib.parse import quote
 
-import dash_ag_grid as dag
-import dash_mantine_components as dmc
-from dash import Dash, Input, Output, State, html
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, html
 
-from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem, table_height
-from sparselens.dashboards.query import Source, SourceError, bound, records
+from sparselens.dashboards.page import Page, chosen, message, part, parts, problem
+from sparselens.dashboards.query import FILE_ROWS, Source, SourceError, bound
 from sparselens.dashboards.selection import Selection
-from sparselens.storage import schema
+from sparselens.dashboards.sql_panel import drawn, editor, files, result, side
+from sparselens.storage.box import MEMORY
 
 ROWS = 1_000
 SECONDS = 10.0
-LONGEST = 4_000
-LIMITS = f"Ctrl + Enter · read-only, {ROWS:,} rows, {SECONDS:g} s"
+CAPS = f"{ROWS:,} rows (files {FILE_ROWS:,}) · {SECONDS:g} s · {MEMORY} of memory"
+LIMITS = f"Ctrl + Enter · read-only · {CAPS}"
 SAMPLES = {
     "Heads that changed most": """SELECT layer, head, avg(write_error) AS write_error,
        avg(kept_mass) AS kept_mass
@@ -44,106 +42,15 @@ WHERE a.run_id = $a AND b.run_id = $b AND prompt_id = $prompt ORDER BY change DE
     "What is in the trace": """SELECT name, policy, status, n_prompts, n_tokens, seconds
 FROM runs ORDER BY created_at""",
 }
-SQL_FIELDS = part("sql")
+SQL_FIELDS = part("sql", "show", "cx", "cy")
 SAMPLE_FIELDS = part("a", "b", "prompt", "scope", "rows", "layer", "head")
 
 
-def result_figure(frame: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Column definitions and rows of a result; `layer, head` columns bring a column that opens the head."""
-    names = [str(name) for name in frame.columns]
-    rows = [{f"c{i}": _cell(value) for i, value in enumerate(row.values())} for row in records(frame)]
-    columns: list[dict[str, Any]] = [
-        {"field": f"c{i}", "headerName": name, "cellRenderer": "Plain", "minWidth": 90,
-         "tooltipField": f"c{i}", **({"type": "rightAligned"} if frame.dtypes.iloc[i].kind in "iuf" else {})}
-        for i, name in enumerate(names)
-    ]  # fmt: skip
-    if "layer" in names and "head" in names:
-        at, which = names.index("layer"), names.index("head")
-        for row in rows:
-            row["layer"], row["head"] = row[f"c{at}"], row[f"c{which}"]
-        columns.insert(0, {"headerName": "open", "cellRenderer": "HeadLink", "width": 80, "pinned": "left"})
-    return columns, rows
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, bytes | bytearray):
-        return f"{len(value)} bytes"
-    return value if isinstance(value, str | int | float | bool | None) else str(value)[:LONGEST]
-
-
 def layout() -> Any:
-    """The page: box, result, and beside them samples and the schema."""
+    """The page: editor, result, and beside them samples, saved queries and the schema."""
     return html.Div(
-        [
-            *parts(SQL_FIELDS, SAMPLE_FIELDS),
-            html.Div(
-                [
-                    panel(
-                        "SQL",
-                        dmc.Textarea(
-                            id="query",
-                            autosize=True,
-                            minRows=7,
-                            maxRows=26,
-                            classNames={"input": "sql-box"},
-                            placeholder="SELECT … (one statement, read-only)",
-                            **{"aria-label": "SQL query"},
-                        ),
-                        html.Div(
-                            [
-                                _run_button(),
-                                html.Span(LIMITS, className="note"),
-                                html.Span(id="query-state", className="note right"),
-                            ],
-                            className="controls",
-                        ),
-                        note="one statement over the tables at the side",
-                    ),
-                    panel("Result", html.Div(id="query-result"), tools=[html.Span(id="query-csv")]),
-                ],
-                className="column",
-            ),
-            html.Div([_samples(), panel("Tables", _tables())], className="column"),
-        ],
+        [*parts(SQL_FIELDS, SAMPLE_FIELDS), html.Div([editor(LIMITS), result()], className="column"), side()],
         className="columns sql-page",
-    )  # fmt: skip
-
-
-def _run_button() -> Any:
-    return html.Button("Run", type="button", className="primary", **{"data-action": "query"})
-
-
-def _samples() -> Any:
-    return panel("Samples", html.Div(id="samples"), note="about the current selection")
-
-
-def _tables() -> Any:
-    return html.Div(
-        [
-            html.Details(
-                [
-                    html.Summary(
-                        [
-                            html.Code(name),
-                            html.Span(f" {len(schema.view_columns(table))} columns", className="note"),
-                        ]
-                    ),
-                    html.P(table.meaning, className="note"),
-                    html.Dl(
-                        [
-                            part_
-                            for column in schema.view_columns(table)
-                            for part_ in (
-                                html.Dt([html.Code(column.name), " ", html.Small(column.sql_type.lower())]),
-                                html.Dd(column.meaning + (f" ({column.unit})" if column.unit else "")),
-                            )
-                        ]
-                    ),
-                ]
-            )
-            for name, table in schema.PUBLIC.items()
-        ],
-        className="schema",
     )
 
 
@@ -155,40 +62,40 @@ def samples(selection: Selection) -> dict[str, str]:
 
 
 def register(app: Dash, source: Source) -> None:
-    """Wire the box to the URL and the result to the box."""
+    """Wire the field to the URL and the result to the field."""
 
-    def answer(data: dict[str, Any] | None, typed: str | None) -> Any:
+    def answer(data: dict[str, Any] | None, typed: str | None, settled: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or not selection.sql.strip():
-            return message("Write a query or take a sample; the result appears here."), None, None, typed
+            return (
+                message("Write a query or take a sample; the result appears here."),
+                None,
+                None,
+                None,
+                typed,
+            )
         began = monotonic()
         try:
-            result = source.run(selection.sql, max_rows=ROWS, timeout=SECONDS)
-        except SourceError as found:
-            return (
-                html.Div(problem(found), className="refused", id="query-problem"),
-                None,
-                None,
-                selection.sql,
-            )
-        columns, rows = result_figure(result.df())
-        more = f", the first of more (cap {ROWS:,})" if result.truncated else ""
-        state = f"{len(rows):,} rows{more} · {monotonic() - began:.2f} s"
-        link = html.A(
-            "CSV",
-            href=f"/view/sql.csv?sql={quote(selection.sql)}",
-            className="action",
-            download="sparselens.csv",
-        )
-        return _grid(columns, rows), state, link, selection.sql
+            found = source.ask(selection.sql, max_rows=ROWS, timeout=SECONDS)
+        except SourceError as trouble:
+            refused = html.Div(problem(trouble), className="refused", id="query-problem")
+            return refused, None, None, None, None, selection.sql
+        frame = found.df()
+        more = f", the first of more (cap {ROWS:,})" if found.truncated else ""
+        state = f"{len(frame):,} rows{more} · {monotonic() - began:.2f} s"
+        made = drawn(frame, selection, (settled or {}).get("group", 0))
+        return made.body, made.lists, made.grid, state, files(selection.sql), selection.sql
 
     app.callback(
         Output("query-result", "children"),
+        Output("query-axes", "children"),
+        Output("query-heads", "data"),
         Output("query-state", "children"),
-        Output("query-csv", "children"),
+        Output("query-files", "children"),
         Output("query", "value"),
         Input(SQL_FIELDS, "data"),
         State("query", "value"),
+        State("selection", "data"),
     )(answer)
 
     def offer(data: dict[str, Any] | None) -> Any:
@@ -199,24 +106,15 @@ def register(app: Dash, source: Source) -> None:
         ]
 
     app.callback(Output("samples", "children"), Input(SAMPLE_FIELDS, "data"))(offer)
-
-
-def _grid(columns: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Any:
-    return dag.AgGrid(
-        id="result",
-        columnDefs=columns,
-        rowData=rows,
-        columnSize="autoSize",
-        defaultColDef={"sortable": True, "resizable": True},
-        dashGridOptions={
-            "rowHeight": 26,
-            "headerHeight": 30,
-            "animateRows": False,
-            "enableCellTextSelection": True,
-        },
-        className="table page-table",
-        style=table_height(len(rows), 26),
+    written = ClientsideFunction("sparselens", "written")
+    app.clientside_callback(written, Input("query", "value"), State("tables-data", "data"))
+    app.clientside_callback(ClientsideFunction("sparselens", "resultHeads"), Input("query-heads", "data"))
+    app.clientside_callback(
+        ClientsideFunction("sparselens", "column"),
+        Input({"column": ALL}, "value"),
+        State({"column": ALL}, "id"),
+        prevent_initial_call=True,
     )
 
 
-PAGE = Page("SQL", "/sql", 3, layout, register)
+PAGE = Page("SQL", "/sql", 9, layout, register)
