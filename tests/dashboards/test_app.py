@@ -28,7 +28,8 @@ def client(trace: Path):  # type: ignore[no-untyped-def]
 def test_every_file_of_pages_is_a_page() -> None:
     assert [(each.name, each.path) for each in page.pages()] == [
         ("Compare", "/"), ("Heads", "/heads"), ("Head", "/head"), ("Retrieval", "/retrieval"), ("Sinks", "/sinks"),
-        ("Features", "/features"), ("Runs", "/runs"), ("Frontier", "/frontier"), ("SQL", "/sql"),
+        ("Features", "/features"), ("Circuits", "/circuits"), ("Frontier", "/frontier"), ("Runs", "/runs"),
+        ("SQL", "/sql"),
     ]  # fmt: skip
 
 
