@@ -18,9 +18,11 @@ from typing import Any, TypeVar, cast
 import duckdb
 
 from sparselens.storage import reader
+from sparselens.storage.box import Box
 
 MAX_ROWS = 500_000
 SECONDS = 20.0
+FILE_ROWS = 100_000  # of a result that is kept as a file
 KEPT = 128
 STATUS_SECONDS = 20  # how old the status of an unfinished run may be
 Made = TypeVar("Made")
@@ -67,6 +69,7 @@ class Source:
         self._open: reader.Connection | None = None
         self._kept: OrderedDict[str, Any] = OrderedDict()
         self._lock = Lock()
+        self._box = Box(self.path)
         self._stamp: tuple[Any, ...] | None = None
 
     def stamp(self) -> tuple[Any, ...]:
@@ -105,6 +108,19 @@ class Source:
         except (ValueError, OSError, duckdb.Error) as problem:
             raise SourceError(one_line(problem)) from problem
 
+    def ask(self, sql: str, *, max_rows: int, timeout: float) -> reader.Result:
+        """The result of a query that somebody wrote, run in a process that is ended when it takes too much.
+
+        Raises:
+            SourceError: as `run`, and where the process had to be ended.
+
+        """
+        self._connection()
+        try:
+            return self._box.sql(sql, max_rows=max_rows, timeout=timeout)
+        except (ValueError, OSError) as problem:
+            raise SourceError(one_line(problem)) from problem
+
     def frame(self, sql: str, **values: Value) -> Any:
         """A data frame of a query with `$name` parameters; treat it as read-only, it may be shared."""
         named = set(re.findall(r"\$([a-z_]+)", sql))
@@ -116,7 +132,10 @@ class Source:
         return self.kept(f"{used} {sql}", lambda: self.run(sql, used).df())
 
     def kept(self, name: str, make: Callable[[], Made]) -> Made:
-        """What `make` returns, remembered under a name until the trace changes or newer things come."""
+        """What `make` returns, remembered under a name until the trace changes or newer things come.
+
+        A ValueError of `make` is a SourceError: what it read is broken.
+        """
         stamp = self.stamp()
         with self._lock:
             if stamp != self._stamp:
@@ -125,7 +144,12 @@ class Source:
             if name in self._kept:
                 self._kept.move_to_end(name)
                 return cast("Made", self._kept[name])
-        made = make()
+        try:
+            made = make()
+        except SourceError:
+            raise
+        except ValueError as problem:  # stored bytes that are not what they should be
+            raise SourceError(f"The trace is broken here: {one_line(problem)}") from problem
         with self._lock:
             self._kept[name] = made
             while len(self._kept) > KEPT:

@@ -1,4 +1,4 @@
-"""What the pages fetch beside Dash's callbacks: map images and cells, reads of a token, SQL results as CSV.
+"""What the pages fetch beside Dash's callbacks: map images and cells, reads of a token, SQL results as files.
 
 Every address is a view of the URL's own selection, so it can be opened on its own. Also here: what a browser
 may load, compression. Who is answered at all: `access.py`.
@@ -14,17 +14,19 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from flask import Flask, Response, request
+from pyarrow import parquet
 
 from sparselens.dashboards.heatmap import side_cells
 from sparselens.dashboards.multiple import layer_png
 from sparselens.dashboards.picture import png
-from sparselens.dashboards.query import SECONDS, Source, SourceError
+from sparselens.dashboards.query import FILE_ROWS, SECONDS, Source, SourceError, one_line
 from sparselens.dashboards.reads import reads
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.strip import strip_cells, strip_png
+from sparselens.storage.reader import Result
 
-CSV_ROWS = 100_000
 POLICY = (
     "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; object-src 'none'; "
@@ -96,6 +98,11 @@ def register(server: Flask, source: Source) -> None:
 
     server.get("/view/sql.csv")(view_csv)
 
+    def view_parquet() -> Response:
+        return _answer(lambda selection: _parquet(source, selection.sql))
+
+    server.get("/view/sql.parquet")(view_parquet)
+
     server.after_request(_finish)
 
 
@@ -113,17 +120,32 @@ def _answer(make: Callable[[Selection], Response], *beside: str) -> Response:
         return Response(str(problem), 400, mimetype="text/plain")
 
 
-def _csv(source: Source, sql: str) -> Response:
-    result = source.run(sql, max_rows=CSV_ROWS, timeout=SECONDS)
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(result.columns)
-    writer.writerows([[_harmless(value) for value in row] for row in result.rows])
+def _file(result: Result, body: str | bytes, ending: str, mimetype: str) -> Response:
+    """A result as a file to keep; a header says whether rows were cut off."""
     headers = {
-        "Content-Disposition": "attachment; filename=sparselens.csv",
+        "Content-Disposition": f"attachment; filename=sparselens.{ending}",
         "X-Truncated": str(result.truncated).lower(),
     }
-    return Response(out.getvalue(), mimetype="text/csv", headers=headers)
+    return Response(body, mimetype=mimetype, headers=headers)
+
+
+def _csv(source: Source, sql: str) -> Response:
+    result = source.ask(sql, max_rows=FILE_ROWS, timeout=SECONDS)
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow([_harmless(name) for name in result.columns])
+    writer.writerows([[_harmless(value) for value in row] for row in result.rows])
+    return _file(result, out.getvalue(), "csv", "text/csv")
+
+
+def _parquet(source: Source, sql: str) -> Response:
+    result = source.ask(sql, max_rows=FILE_ROWS, timeout=SECONDS)
+    out = io.BytesIO()
+    try:
+        parquet.write_table(result.arrow(), out, compression="zstd")
+    except pa.ArrowException as problem:
+        raise SourceError(f"this result cannot be written as Parquet: {one_line(problem)}") from problem
+    return _file(result, out.getvalue(), "parquet", "application/vnd.apache.parquet")
 
 
 def _harmless(value: Any) -> Any:

@@ -25,7 +25,7 @@ from sparselens.storage.door import MAX_ROWS, Result
 from sparselens.storage.guard import SqlError, one_line
 from sparselens.storage.reader import connect
 
-MEMORY = "1GB"  # of DuckDB
+MEMORY = "1 GB"  # of DuckDB
 BEYOND = 3 << 30  # bytes of address space over what the process has at the start
 MAX_BYTES = 64 << 20
 STARTING = 60.0  # seconds until the trace is open

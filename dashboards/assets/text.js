@@ -76,6 +76,7 @@
   // Bring a token into the middle of the text's own scroll area, without moving the page.
   function into(token) {
     const box = document.getElementById("text");
+    if (!box) return;
     const above = token.getBoundingClientRect().top - box.getBoundingClientRect().top;
     if (above < 0 || above > box.clientHeight - 24) box.scrollTop += above - box.clientHeight / 2;
   }

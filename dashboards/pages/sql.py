@@ -17,6 +17,7 @@ ROWS = 1_000
 SECONDS = 10.0
 CAPS = f"{ROWS:,} rows (files {FILE_ROWS:,}) · {SECONDS:g} s · {MEMORY} of memory"
 LIMITS = f"Ctrl + Enter · read-only · {CAPS}"
+NOTHING = "Write a query or take a sample; the result appears here."
 SAMPLES = {
     "Heads that changed most": """SELECT layer, head, avg(write_error) AS write_error,
        avg(kept_mass) AS kept_mass
@@ -67,13 +68,7 @@ def register(app: Dash, source: Source) -> None:
     def answer(data: dict[str, Any] | None, typed: str | None, settled: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or not selection.sql.strip():
-            return (
-                message("Write a query or take a sample; the result appears here."),
-                None,
-                None,
-                None,
-                typed,
-            )
+            return message(NOTHING), None, None, None, None, typed
         began = monotonic()
         try:
             found = source.ask(selection.sql, max_rows=ROWS, timeout=SECONDS)
