@@ -92,10 +92,12 @@ def figure(edges: pd.DataFrame) -> go.Figure:
     made = go.Figure()
     largest = float(edges["size"].max()) if len(edges) else 1.0
     for kind, part in edges.groupby("kind", sort=True):
+        listed = False
         for step, (low, high) in enumerate(((0.0, 0.2), (0.2, 0.5), (0.5, 1.01))):
             some = part[(part["size"] / largest >= low) & (part["size"] / largest < high)]
             if len(some):
-                made.add_trace(_lines(some, at, str(kind), step))
+                made.add_trace(_lines(some, at, str(kind), step).update(showlegend=not listed))
+                listed = True
     made.add_trace(
         go.Scatter(
             x=[at[name][0] for name in names],
@@ -139,7 +141,6 @@ def _lines(edges: pd.DataFrame, at: Mapping[str, tuple[float, float]], kind: str
         mode="lines",
         name=kind,
         legendgroup=kind,
-        showlegend=step == 0 or None,
         line={"color": COLOURS[kind], "width": (0.7, 1.8, 3.5)[step]},
         text=words,
         hoverinfo="text",

@@ -255,6 +255,7 @@ def test_the_figure_has_the_edges_of_the_circuit(found: Found) -> None:
     drawing = ANALYSIS.figure(Trace.open(path), dense, {})  # type: ignore[misc]
     lines = [trace for trace in drawing.data if trace.mode == "lines"]
     assert sum(x is None for trace in lines for x in trace.x) == len(EXPECTED)
+    assert len({trace.name for trace in lines}) == sum(trace.showlegend for trace in lines)
     named = {text for trace in drawing.data if trace.mode == "markers+text" for text in trace.text}
     assert {"input", "L0H0", "L1H0", "M1", "logits"} <= named
     both = ANALYSIS.figure(Trace.open(path), sparse, {})  # type: ignore[misc]
