@@ -120,7 +120,7 @@ class RunRecord:
         if not isinstance(values, dict) or "run_id" not in values:
             raise ValueError("not a run record: no run_id")
         known = {each.name for each in fields(cls)}
-        return cls(**{name: _plain(name, value) for name, value in values.items() if name in known})
+        return _checked(cls(**{name: _plain(name, value) for name, value in values.items() if name in known}))
 
 
 _TUPLES = ("parents", "folders")
@@ -129,7 +129,7 @@ _HINTS = get_type_hints(RunRecord)
 
 def _plain(name: str, value: Any) -> Any:
     """Lists as tuples where the record has tuples."""
-    return tuple(value) if name in _TUPLES and value is not None else value
+    return tuple(value) if name in _TUPLES and isinstance(value, list | tuple) else value
 
 
 def _checked(record: RunRecord) -> RunRecord:

@@ -62,7 +62,7 @@ class Run:
     @cached_property
     def parts(self) -> tuple[dict[str, Any], ...]:
         """What each of them holds: `prompt_ids`, `n_tokens`, `rows` of each table."""
-        return tuple(json.loads((folder / "part.json").read_bytes()) for folder in self.folders)
+        return tuple(_read_part(folder / "part.json") for folder in self.folders)
 
     def with_status(self, status: str) -> Run:
         """The same run seen with another status."""
@@ -111,7 +111,10 @@ class Trace:
         if not file.exists():
             raise TraceError(f"{trace.path} is not a trace: it has no trace.json")
         with explained("read", file):
-            version = json.loads(file.read_bytes()).get("schema_version", 0)
+            about = json.loads(file.read_bytes())
+        version = about.get("schema_version", 0) if isinstance(about, dict) else None
+        if not isinstance(version, int):
+            raise TraceError(f"{file} is broken: it does not say its schema version")
         _check_version(str(trace.path), version)
         trace._write_empty_shards()
         return trace
@@ -190,6 +193,17 @@ def read_run(folder: Path) -> Run:
         record = RunRecord.from_json((manifest if complete else folder / "run.json").read_bytes())
     _check_version(f"run {record.run_id}", record.schema_version)
     return Run(folder, record, "complete" if complete else heartbeat_status(read_heartbeat(folder)))
+
+
+def _read_part(file: Path) -> dict[str, Any]:
+    """What a part says it holds; TraceError if that is broken."""
+    about = json.loads(file.read_bytes())
+    kinds = {"prompt_ids": list, "n_tokens": int, "rows": dict}
+    if not isinstance(about, dict) or any(
+        not isinstance(about.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise TraceError(f"{file} is broken: it does not say which rows there are")
+    return about
 
 
 def read_heartbeat(folder: Path) -> dict[str, Any]:
