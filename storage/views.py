@@ -53,7 +53,9 @@ def _view(table: Table) -> str:
         homes = "SEMI JOIN stored.homes AS h USING (prompt_id, run_id)"
         return f"SELECT {columns} FROM stored.{table.name} AS t {homes}"
     if table.subject:
-        same = [f"s.s{i} = t.{name}" for i, name in enumerate(table.subject, 1)]
+        same = [
+            f"s.s{i} = t.{name}::VARCHAR" for i, name in enumerate(table.subject, 1)
+        ]  # subjects are kept as text
         if table.writer not in table.subject:
             same.append(f"s.analysis_id = t.{table.writer}")
         return (
