@@ -7,72 +7,18 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sparselens.dashboards.circuit import whole
+from sparselens.dashboards.circuit_edge import kind, said
 from sparselens.dashboards.circuit_shape import Shape
-from sparselens.dashboards.query import Source
 from sparselens.dashboards.scatter import CHOSEN, DOT, GREY, GRID
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.verdict import number
 
-EDGES = """
-WITH near AS (
-  SELECT circuit, sender, receiver, score, rank, in_circuit FROM circuit_edges
-  WHERE circuit IN ($a, $b) AND sender IS NOT NULL AND receiver IS NOT NULL
-    AND ($node IS NULL OR sender = $node OR receiver IN $reads)
-), placed AS (
-  SELECT *, in_circuit AND count(*) FILTER (in_circuit) OVER (
-    PARTITION BY circuit ORDER BY rank, sender, receiver ROWS UNBOUNDED PRECEDING) <= $size AS best
-  FROM near
-)
-SELECT sender, receiver,
-       max(score) FILTER (circuit = $a) AS score_a, max(score) FILTER (circuit = $b) AS score_b,
-       min(rank) FILTER (circuit = $a) AS rank_a, min(rank) FILTER (circuit = $b) AS rank_b,
-       coalesce(bool_or(best) FILTER (circuit = $a), false) AS in_a,
-       coalesce(bool_or(best) FILTER (circuit = $b), false) AS in_b
-FROM placed GROUP BY sender, receiver HAVING bool_or(best) ORDER BY least(rank_a, rank_b), sender, receiver
-"""
-EDGE = """
-SELECT circuit = $a AS is_a, score, rank, in_circuit FROM circuit_edges
-WHERE circuit IN ($a, $b) AND sender = $sender AND receiver = $receiver ORDER BY is_a DESC
-"""
-HELD = """
-SELECT circuit = $a AS is_a, count(*) FILTER (in_circuit)::BIGINT AS n,
-       sum(abs(score)) FILTER (in_circuit AND place <= $size) / nullif(sum(abs(score)) FILTER (in_circuit), 0)
-         AS share
-FROM (SELECT circuit, score, in_circuit, count(*) FILTER (in_circuit) OVER (
-        PARTITION BY circuit ORDER BY rank, sender, receiver ROWS UNBOUNDED PRECEDING) AS place
-      FROM circuit_edges WHERE circuit IN ($a, $b))
-GROUP BY circuit ORDER BY is_a DESC
-"""
-Rows = list[dict[str, Any]]
 COLOURS = {"A only": DOT, "B only": CHOSEN, "both": GREY}
 WIDTHS = (0.7, 1.3, 2.2, 3.4, 5.0)
 SYMBOLS = {"L": "circle", "M": "square"}
 HANDLES = (0.3, 0.5, 0.7)
 """Where along an edge the pointer finds it."""
 _STEPS = 8
-
-
-def edges(source: Source, circuits: dict[str, Any], size: int, near: str, reads: list[str]) -> Rows:
-    """The best `size` edges of one or two circuits, `a` and `b`; only those of the node `near` where it is named."""
-    rows = source.records(EDGES, node=near or None, reads=reads, size=size, **circuits)
-    return whole(rows, "rank_a", "rank_b")
-
-
-def kind(row: dict[str, Any]) -> str:
-    """`A only`, `B only` or `both`: in whose best edges an edge is."""
-    return "both" if row["in_a"] and row["in_b"] else "A only" if row["in_a"] else "B only"
-
-
-def said(row: dict[str, Any], *, pair: bool) -> str:
-    """An edge's scores and places in words."""
-    parts = [
-        f"{side} {number(row[f'score_{name}'])}"
-        + (f", place {row[f'rank_{name}']:,}" if row[f"rank_{name}"] is not None else ", not stored")
-        for side, name in (("A", "a"), ("B", "b"))
-        if pair or side == "A"
-    ]
-    return "; ".join(parts)
 
 
 def figure(
@@ -208,6 +154,7 @@ def _nodes(
             "size": [size for _, size in marks],
             "color": [colour for colour, _ in marks],
             "opacity": 1,
+            "line": {"width": 0},
             "symbol": [
                 "square" if name[0] == "M" else "diamond" if name[0] in "il" else "circle"
                 for name, _ in placed
@@ -262,7 +209,8 @@ def _lay_out(made: go.Figure, shape: Shape, selection: Selection) -> None:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "size": 11},
-        margin={"l": 44, "r": 8, "t": 26, "b": 8},
+        margin={"l": 44, "r": 30, "t": 26, "b": 8},
+        modebar={"orientation": "v", "bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": CHOSEN},
         height=max(360, min(29 * (shape.layers + 2), 980)),
         showlegend=False,
         hovermode="closest",

@@ -8,7 +8,8 @@ import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
 from sparselens.dashboards.circuit import compared
-from sparselens.dashboards.circuit_graph import COLOURS, EDGE, HELD, edges, kind, said
+from sparselens.dashboards.circuit_edge import EDGE, HELD, edges, kind, said
+from sparselens.dashboards.circuit_graph import COLOURS
 from sparselens.dashboards.circuit_graph import figure as graph
 from sparselens.dashboards.circuit_shape import Shape
 from sparselens.dashboards.circuit_table import (
@@ -23,6 +24,7 @@ from sparselens.dashboards.verdict import percent
 
 HIDDEN = {"display": "none"}
 EMPTY: dict[str, Any] = {"data": [], "layout": {}}
+BUTTONS = [["zoomIn2d", "zoomOut2d", "pan2d", "resetScale2d"]]
 SIZES = (50, 100, 200, 500, 1000)
 BOTH = ("circuit_a", "circuit_b")
 GRAPH_FIELDS = part(*BOTH, "size", "near", "node", "layer", "head", "edge")
@@ -52,7 +54,7 @@ def graph_panel() -> Any:
         dcc.Graph(
             id="circuit-graph",
             figure=EMPTY,
-            config={"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]},
+            config={"displaylogo": False, "modeBarButtons": BUTTONS},
             className="circuit-graph",
         ),
         html.Div(id="circuit-graph-note", className="notes"),

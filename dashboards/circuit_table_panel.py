@@ -59,22 +59,17 @@ def table_panels() -> list[Any]:
 
 def register_tables(app: Dash, source: Source) -> None:
     """Wire curves, heads, reads and overlaps to the circuits."""
+    nothing: tuple[Any, ...] = (None, [], [], HIDDEN, None, None, [], HIDDEN)
 
     def draw(data: dict[str, Any] | None) -> tuple[Any, ...]:
         selection = chosen(data)
-        nothing: tuple[Any, ...] = (None, [], [], HIDDEN, None, None, [], HIDDEN, None)
         if selection is None or not selection.circuit_a:
             return nothing
         try:
             a, b = compared(source, selection)
             if not a:
                 return nothing
-            return (
-                curves_figure(source, a, b),
-                *_heads(source, a, b),
-                *_reads(source, a, b),
-                _overlaps(source, a, b),
-            )
+            return curves_figure(source, a, b), *_heads(source, a, b), *_reads(source, a, b)
         except SourceError as trouble:
             return (problem(trouble), *nothing[1:])
 
@@ -87,9 +82,20 @@ def register_tables(app: Dash, source: Source) -> None:
         Output("circuit-reads-note", "children"),
         Output("circuit-reads", "rowData"),
         Output("circuit-reads", "style"),
-        Output("circuit-overlaps", "children"),
         Input(TABLE_FIELDS, "data"),
     )(draw)
+
+    def draw_overlaps(data: dict[str, Any] | None) -> Any:
+        selection = chosen(data)
+        if selection is None or not selection.circuit_a:
+            return None
+        try:
+            a, b = compared(source, selection)
+            return _overlaps(source, a, b) if a else None
+        except SourceError as trouble:
+            return problem(trouble)
+
+    app.callback(Output("circuit-overlaps", "children"), Input(TABLE_FIELDS, "data"))(draw_overlaps)
 
 
 def _asked(a: dict[str, Any], b: dict[str, Any] | None) -> dict[str, Any]:

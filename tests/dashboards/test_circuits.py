@@ -17,10 +17,10 @@ from sparselens.dashboards.choice import NO_RUN
 from sparselens.dashboards.circuit import NONE, WITHOUT, circuits, command, off_pair, table
 from sparselens.dashboards.circuit_choice import settle
 from sparselens.dashboards.circuit_curve import CURVES, figure, own, under
-from sparselens.dashboards.circuit_graph import edges, kind
+from sparselens.dashboards.circuit_edge import edges, kind
 from sparselens.dashboards.circuit_graph import figure as graph
 from sparselens.dashboards.circuit_shape import Shape
-from sparselens.dashboards.circuit_table import BY_READ, node_rows, nodes
+from sparselens.dashboards.circuit_table import BY_READ, OVERLAPS, node_rows, nodes, overlap_table
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection
 from sparselens.storage.writer import RunWriter
@@ -41,6 +41,20 @@ FOUND = set(CIRCUIT) - {("input", "L1H0.q")}
 """What the task's references leave of the planted circuit."""
 
 
+OVERLAP: dict[str, Any] = {
+    "circuit_a": "one",
+    "circuit_b": "other",
+    "level": ["heads"],
+    "size": [3],
+    "among": [12],
+    "jaccard": [0.2],
+    "expected": [0.75],
+    "expected_jaccard": [0.14],
+    "p": [0.6],
+    "spearman": [float("nan")],
+}
+
+
 @pytest.fixture(scope="module")
 def planted_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The planted circuit, dense and under a window, without any captured run; one task that is not applicable."""
@@ -51,6 +65,11 @@ def planted_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers = {"applicable": False, "accuracy": 0.25, "chance": 0.5, "needed": 0.75}
     about = {"name": "circuit", "kind": "analysis", "policy": "dense", "prompt_set": "ioi(n=16)"}
     RunWriter.start(path, "cannot", {**about, "extra": numbers}).finish({})
+    for place in range(2):  # asked twice: the newer answer is shown
+        run = RunWriter.start(path, f"reuse-{place}", {"name": "circuit_reuse", "kind": "analysis"})
+        with run.part([]) as part:
+            part.add("circuit_overlaps", {**OVERLAP, "shared": [1 + place]})
+        run.finish({})
     return path
 
 
@@ -191,6 +210,15 @@ def test_the_read_that_the_window_cut_comes_first(source: Source, pair: dict[str
     assert cut == sorted(cut, reverse=True)
     assert cut[0] > 0.3
     assert rows[0]["best"] == "L1H0"
+
+
+def test_overlaps_are_the_newest_beside_chance(source: Source, pair: dict[str, Any]) -> None:
+    (row,) = source.records(OVERLAPS, a="one", b=None)
+    assert (row["shared"], row["spearman"]) == (2, None)
+    said = plain(overlap_table([row], circuits(source), "one", ""))
+    assert "0.20 (0.140 at random)" in said
+    own_halves = source.records(OVERLAPS, **pair)
+    assert {(each["circuit_a"], each["circuit_b"]) for each in own_halves} >= {(pair["a"], pair["a"])}
 
 
 @pytest.fixture(scope="module")
