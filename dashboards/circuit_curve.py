@@ -17,7 +17,7 @@ FROM circuit_curves WHERE circuit IN ($a, $b) AND asked > 0 ORDER BY measure, as
 """
 LOOKS = {
     "faithfulness": {"dash": "solid", "symbol": "circle"},
-    "complement": {"dash": "dot", "symbol": "circle-open"},
+    "complement": {"dash": "dot", "symbol": "diamond"},
     "random": {"dash": "solid", "symbol": "x"},
     "base_job": {"dash": "dash", "symbol": "square"},
 }
@@ -81,6 +81,7 @@ def _line(side: str, measure: str, points: Rows, look: dict[str, str], circuit: 
         line={"color": colour, "width": 1.8, "dash": look["dash"]},
         marker={
             "color": colour,
+            "line": {"width": 0},
             "symbol": look["symbol"],
             "size": [11 if row["asked"] == circuit["asked"] else 7 for row in points],
         },
