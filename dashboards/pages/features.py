@@ -62,8 +62,7 @@ def layout() -> Any:
             html.Div(id="feature-missing"),
             html.Div(
                 [
-                    html.Div([change_panel(), card_panel()], className="columns"),
-                    text_panel(),
+                    html.Div([html.Div([change_panel(), text_panel()]), card_panel()], className="columns"),
                     example_panel(),
                 ],
                 id="feature-body",
