@@ -70,9 +70,7 @@ def _layer(model: Any, graph: Graph, head_dim: int, block: Any, attention: Any) 
     if joint is not None:
         readings = [Reading(_linear(model, joint), 0, sum(sizes))]
     else:
-        separate = [
-            _named(model, attention, (f"{kind}_proj",), "projection") for kind in "qkv"
-        ]
+        separate = [_named(model, attention, (f"{kind}_proj",), "projection") for kind in "qkv"]
         starts = [0, graph.heads, graph.heads + graph.kv_heads]
         readings = [
             Reading(_linear(model, module), start, size)
