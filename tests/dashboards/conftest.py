@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
+import browsing
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -403,6 +403,18 @@ def write_long_trace(path: Path, shape: Shape) -> None:
         run.finish({})
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless browser."""
+    yield from browsing.opened()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Any]:
+    """Opens a URL in a context of its own; at the end no page may have logged an error or asked elsewhere."""
+    yield from browsing.visits(browser)
+
+
 @pytest.fixture(scope="session")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """3 layers × 4 heads × 60 tokens, three runs, q and k kept."""
@@ -414,19 +426,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def served(trace: Path) -> Iterator[str]:
     """The pages over the small trace, at this URL."""
-    yield from serving(trace)
-
-
-def serving(path: Path) -> Iterator[str]:
-    from sparselens.dashboards.app import open_server
-
-    server, url = open_server(path, 0)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield url
-    server.shutdown()
-    thread.join(timeout=5)
-    server.server_close()
+    yield from browsing.served(trace)
 
 
 @pytest.fixture(scope="session")
@@ -434,13 +434,13 @@ def long_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The pages over one prompt of 8,192 tokens and 30 × 9 heads."""
     path = tmp_path_factory.mktemp("traces") / "long"
     write_long_trace(path, Shape(layers=30, heads=9, kv_heads=3, length=8192))
-    yield from serving(path)
+    yield from browsing.served(path)
 
 
 @pytest.fixture(scope="session")
 def empty_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The pages over a folder that does not exist yet."""
-    yield from serving(tmp_path_factory.mktemp("traces") / "nothing")
+    yield from browsing.served(tmp_path_factory.mktemp("traces") / "nothing")
 
 
 @pytest.fixture(scope="session")

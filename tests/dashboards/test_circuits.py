@@ -222,16 +222,6 @@ def test_overlaps_are_the_newest_beside_chance(source: Source, pair: dict[str, A
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from browsing.opened()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Any]:
-    yield from browsing.visits(browser)
-
-
-@pytest.fixture(scope="module")
 def circuits_served(planted_trace: Path) -> Iterator[str]:
     yield from browsing.served(planted_trace)
 

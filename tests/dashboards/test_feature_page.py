@@ -132,16 +132,6 @@ def test_listed_parts_and_the_rest_differ_from_the_pre_activation_by_the_bias_al
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from browsing.opened()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Any]:
-    yield from browsing.visits(browser)
-
-
-@pytest.fixture(scope="module")
 def served(source: Source) -> Iterator[str]:
     yield from browsing.served(source.path)
 

@@ -185,16 +185,6 @@ def test_a_page_without_fields_of_its_own_settles_none() -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from browsing.opened()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Any]:
-    yield from browsing.visits(browser)
-
-
-@pytest.fixture(scope="module")
 def served(needles: Path) -> Iterator[str]:
     yield from browsing.served(needles)
 

@@ -26,11 +26,6 @@ SAID_NO = "status of 400"  # /view/… answers a trace's problem with one line a
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from browsing.opened()
-
-
-@pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
     """Makes a trace of a kind; each that is spoiled in several ways is written once."""
     made: dict[str, Path] = {}

@@ -195,16 +195,6 @@ def test_the_page_takes_the_study_of_the_chosen_run_and_says_what_it_replaced(
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from browsing.opened()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Any]:
-    yield from browsing.visits(browser)
-
-
-@pytest.fixture(scope="module")
 def served(needles: Path) -> Iterator[str]:
     yield from browsing.served(needles)
 

@@ -150,16 +150,6 @@ def test_phases_and_layers_are_those_of_the_rows(source: Source, selection: Sele
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from browsing.opened()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Any]:
-    yield from browsing.visits(browser)
-
-
-@pytest.fixture(scope="module")
 def served(needles: Path) -> Iterator[str]:
     yield from browsing.served(needles)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import browsing
 import pandas as pd
 import pytest
 from pyarrow import parquet
@@ -35,16 +33,6 @@ ATTACKS = (
 @pytest.fixture(scope="module")
 def client(trace: Path) -> Any:
     return app.create_app(trace).server.test_client()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from browsing.opened()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Any]:
-    yield from browsing.visits(browser)
 
 
 def frame() -> Any:

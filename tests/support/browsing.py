@@ -47,6 +47,7 @@ def visits(browser: Any) -> Iterator[Any]:
         page.set_default_timeout(PATIENCE)
         page.on("console", lambda line: trouble.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("dialog", lambda dialog: (trouble.append("dialog " + dialog.message), dialog.dismiss()))
         page.on("request", lambda asked: None if _ours(asked.url) else trouble.append(asked.url))
         page.goto(url)
         return page
@@ -77,6 +78,7 @@ def served(path: Path) -> Iterator[str]:
 def shot(page: Any, name: str) -> None:
     """Leave a picture of the page for whoever looks at the artifacts."""
     SHOTS.mkdir(parents=True, exist_ok=True)
+    page.wait_for_timeout(250)
     page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
 
