@@ -15,9 +15,10 @@ from sparselens.dashboards.key import KEY_ROWS, KEYS, QUERIES, keys_figure
 from sparselens.dashboards.loss import HEADLINE, TEXT, text_figure
 from sparselens.dashboards.pages.head import SIDES, TABLE, reading_figure, statistics_figure
 from sparselens.dashboards.pages.runs import RUNS, table_figure
-from sparselens.dashboards.pages.sql import SAMPLES, result_figure, samples
+from sparselens.dashboards.pages.sql import SAMPLES, samples
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection
+from sparselens.dashboards.sql_result import result_figure
 from sparselens.dashboards.verdict import number, verdict, verified
 
 PAIR = {"a": "run-0-dense", "b": "run-2-sink-window", "prompt": "prompt-0"}
