@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dash import html
@@ -27,12 +27,22 @@ GROUP BY layer, head ORDER BY layer, head
 )
 """`under_floor`: another kernel changes as much in what the base's head writes as the run does."""
 UNDER = "at or under the noise floor"
+HOLDS_ZERO = "the 95 % interval holds 0"
+At = tuple[int, int]
 
 
-def grid_figure(frame: Any, name: str, shape: tuple[int, int], group: int = 0) -> dict[str, Any]:
+def grid_figure(
+    frame: Any,
+    name: str,
+    shape: tuple[int, int],
+    group: int = 0,
+    roles: Mapping[At, str] | None = None,
+    unsure: Collection[At] = (),
+) -> dict[str, Any]:
     """A layer × head grid as plain data: `values` row by row, layer 0 first; None where there is no row.
 
-    `shape` is (layers, heads); `group` is the number of query heads that share a key-value head.
+    `shape` is (layers, heads); `group` is the number of query heads that share a key-value head. `roles` are labels by
+    layer and head, whose cells are outlined; `unsure` are the heads whose interval holds 0, whose cells are hatched.
     """
     drawn = metric(name)
     layers, heads = shape
@@ -43,6 +53,9 @@ def grid_figure(frame: Any, name: str, shape: tuple[int, int], group: int = 0) -
     if name == "write_error" and "under_floor" in frame:
         for row in records(frame[["layer", "head", "under_floor"]]):
             under[row["layer"] * heads + row["head"]] = row["under_floor"]
+    places = [(layer, head) for layer in range(layers) for head in range(heads)]
+    labels = [(roles or {}).get(place, "") for place in places]
+    hatched = [place in unsure for place in places]
     known = [value for value in values if value is not None]
     high = 1.0 if drawn.share else max((abs(value) for value in known), default=0.0)
     low = -high if drawn.signed else 0.0
@@ -58,10 +71,13 @@ def grid_figure(frame: Any, name: str, shape: tuple[int, int], group: int = 0) -
         "high": high,
         "values": values,
         "texts": [
-            f"{number(value)}, {UNDER}" if below else number(value)
-            for value, below in zip(values, under, strict=True)
+            ", ".join([number(value), *([UNDER] if below else []), *([HOLDS_ZERO] if hatch else [])])
+            + (f" · {label}" if label else "")
+            for value, below, hatch, label in zip(values, under, hatched, labels, strict=True)
         ],
         "under": under,
+        "roles": [bool(label) for label in labels],
+        "unsure": hatched,
         "levels": [level(value, low, high) for value in values],
     }
 
@@ -75,7 +91,21 @@ def legend(figure: dict[str, Any], scope: str = "", floor: Sequence[str] = ()) -
             html.Span(number(figure["high"])),
             html.Span(f"{figure['metric']}: {figure['meaning']}", className="note"),
             html.Span(f"{scope}: {SCOPES[scope]}", className="note") if scope in SCOPES else None,
-            *[html.Span(line, className="note floor") for line in floor],
+            *[html.Span(line, className="note floor") for line in [*floor, *_marks(figure)]],
         ],
         className="colour-bar",
     )
+
+
+def _marks(figure: dict[str, Any]) -> list[str]:
+    """What outlines and hatching mean, where there are any, and how many heads have them."""
+    lines = []
+    if any(figure["roles"]):
+        lines.append(
+            f"outlined: {sum(figure['roles'])} heads with a role in A (analyse roles); hover names it"
+        )
+    if any(figure["unsure"]):
+        lines.append(
+            f"hatched: {sum(figure['unsure'])} heads whose 95 % interval over groups of prompts holds 0"
+        )
+    return lines

@@ -49,8 +49,8 @@
         cell.setAttribute("aria-label", said);
         cell.title = said;
         if (level === null || level === undefined) cell.classList.add("missing");
-        else cell.style.background = "var(--" + grid.scale + "-" + level + ")";
-        if (grid.under && grid.under[at]) cell.classList.add("under");
+        else cell.style.backgroundColor = "var(--" + grid.scale + "-" + level + ")";
+        for (const mark of ["under", "roles", "unsure"]) if (grid[mark] && grid[mark][at]) cell.classList.add(mark);
         row.append(cell);
       }
       table.append(row);

@@ -8,6 +8,7 @@ import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
 from sparselens.dashboards.choice import over
+from sparselens.dashboards.finder import roles
 from sparselens.dashboards.floor import FLOOR, floor_lines
 from sparselens.dashboards.grid import HEADS, grid_figure, legend
 from sparselens.dashboards.key import KEY_ROWS, KEYS, MOST_KEYS, MOST_ROWS, QUERIES, keys_figure
@@ -15,6 +16,9 @@ from sparselens.dashboards.loss import HEADLINE, RUN, TEXT, TEXT_RANGE, headline
 from sparselens.dashboards.metric import DIFF_METRICS, meaning
 from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem, switch
 from sparselens.dashboards.query import Source, SourceError, records
+from sparselens.dashboards.score import scores
+from sparselens.dashboards.score_value import values
+from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.shell import picker
 from sparselens.dashboards.span import SPANS, span_links
 
@@ -214,7 +218,9 @@ def _register_heads(app: Dash, source: Source) -> None:
                     "the other way round, swap (s); else this command fills what the tables allow:",
                     f"sparselens diff {selection.a} {selection.b} --trace {source.path}",
                 )
-            figure = grid_figure(frame, selection.metric, tuple(settled["shape"]), settled["group"])
+            shape, group = tuple(settled["shape"]), settled["group"]
+            named, unsure = roles(source, selection.a), holding_zero(source, selection)
+            figure = grid_figure(frame, selection.metric, shape, group, named, unsure)
         except SourceError as found:
             return {}, problem(found), [], [], HIDDEN
         key = legend(figure, selection.scope, floor_lines(floor))
@@ -229,6 +235,19 @@ def _register_heads(app: Dash, source: Source) -> None:
         Input(ALL_FIELDS, "data"),
         State("selection", "data"),
     )(draw_heads)
+
+
+def holding_zero(source: Source, selection: Selection) -> set[tuple[int, int]]:
+    """The heads, by layer and number, whose interval over groups of prompts holds 0; of one prompt there is none."""
+    if selection.over != "all":
+        return set()
+    score = scores(source, selection.a, selection.b).get(f"diffs.{selection.metric}")
+    found = values(source, score, selection).rows if score is not None else []
+    return {
+        (row["layer"], row["head"])
+        for row in found
+        if row.get("diff_low") is not None and row["diff_low"] <= 0 <= row["diff_high"]
+    }
 
 
 def _register_keys(app: Dash, source: Source) -> None:

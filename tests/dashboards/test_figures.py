@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sparselens.dashboards.grid import HEADS, grid_figure
+from sparselens.dashboards.grid import HEADS, HOLDS_ZERO, grid_figure, legend
 from sparselens.dashboards.key import KEY_ROWS, KEYS, QUERIES, keys_figure
 from sparselens.dashboards.loss import HEADLINE, TEXT, text_figure
 from sparselens.dashboards.pages.head import SIDES, TABLE, reading_figure, statistics_figure
@@ -51,6 +51,21 @@ def test_a_signed_metric_is_centred_at_zero(source: Source) -> None:
     frame = source.frame(HEADS, over="all", scope="local_mask", rows="all", **PAIR)
     figure = grid_figure(frame, "entropy_change", (3, 4))
     assert (figure["scale"], figure["low"]) == ("div", -figure["high"])
+
+
+def test_roles_are_outlined_and_heads_that_cannot_be_told_from_zero_hatched(source: Source) -> None:
+    frame = source.frame(HEADS, over="prompt", scope="local_mask", rows="all", **PAIR)
+    figure = grid_figure(frame, "write_error", (3, 4), 2, {(0, 1): "induction head"}, {(2, 3)})
+    assert [at for at, mark in enumerate(figure["roles"]) if mark] == [1]
+    assert [at for at, mark in enumerate(figure["unsure"]) if mark] == [11]
+    assert figure["texts"][1].endswith(" · induction head")
+    assert figure["texts"][11].endswith(HOLDS_ZERO)
+    said = plain(legend(figure))
+    assert "outlined: 1 heads with a role" in said
+    assert "hatched: 1 heads" in said
+    bare = plain(legend(grid_figure(frame, "write_error", (3, 4), 2)))
+    assert "outlined" not in bare
+    assert "hatched" not in bare
 
 
 def test_an_unknown_metric_lists_those_there_are() -> None:

@@ -22,6 +22,7 @@ from sparselens.dashboards.finder import grid_figure, inside, ranked, roles, sco
 from sparselens.dashboards.multiple import layer_maps, multiples_figure
 from sparselens.dashboards.page import Page
 from sparselens.dashboards.pages import heads
+from sparselens.dashboards.pages.compare import holding_zero
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.scatter import correlation, figure, points
 from sparselens.dashboards.score import options, preferred, scores, whose
@@ -61,6 +62,17 @@ def test_every_table_about_heads_offers_its_metrics(source: Source) -> None:
     assert found["head_scores.retrieval"].sides == ("a",)
     assert found["head_stats.entropy"].sides == ("a", "b", "diff")
     assert [len(group["items"]) for group in options(found)] == [2, 1, 2]
+
+
+def test_the_grid_of_compare_knows_which_heads_cannot_be_told_from_zero(
+    source: Source, selection: Selection
+) -> None:
+    asked = replace(selection, metric="kept_mass_nosink")
+    rows = of(source, selection, "diffs.kept_mass_nosink").rows
+    crossing = {(row["layer"], row["head"]) for row in rows if row["diff_low"] <= 0 <= row["diff_high"]}
+    assert holding_zero(source, asked) == crossing
+    assert holding_zero(source, replace(asked, over="prompt")) == set()
+    assert holding_zero(source, replace(asked, metric="js")) == set()
 
 
 def test_a_score_over_all_prompts_is_their_mean_with_an_interval_over_groups(
