@@ -296,7 +296,7 @@ def test_answers_that_the_capture_generated_are_not_generated_again(
 ) -> None:
     path, analysis, session, needles = copied
     run = capture(session, needles, [SEEN], tmp_path / "t", generate=3, progress=False)[1]
-    monkeypatch.delattr("sparselens.analyses.fidelity_needle.answers_itself")
+    monkeypatch.delattr("sparselens.analyses.fidelity.needle.answers_itself")
     again = ANALYSIS.run(session, tmp_path / "t", run=run.run_id, noise=1, dtype_noise=0)
     for name in ("needle_accuracy_free", "needle_accuracy_free_base"):
         assert evals(tmp_path / "t", again)[name] == evals(path, analysis)[name]

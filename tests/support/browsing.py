@@ -47,7 +47,6 @@ def visits(browser: Any) -> Iterator[Any]:
         page.set_default_timeout(PATIENCE)
         page.on("console", lambda line: trouble.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("dialog", lambda dialog: (trouble.append("dialog " + dialog.message), dialog.dismiss()))
         page.on("request", lambda asked: None if _ours(asked.url) else trouble.append(asked.url))
         page.goto(url)
         return page

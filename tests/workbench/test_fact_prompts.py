@@ -72,6 +72,16 @@ def test_pairs_share_length_answer_foils_and_spans_and_differ_in_one_word(call: 
         assert clean.spans["END"] == (len(clean) - 2, len(clean) - 1)
 
 
+@pytest.mark.parametrize("name", ["facts", "letters"])
+def test_the_same_call_gives_the_same_prompts_and_another_seed_others(name: str) -> None:
+    first, again = (built_in(f"{name}(n=2)", words()) for _ in range(2))
+    assert first == again
+    assert {prompt.id for prompt in first} != {
+        prompt.id for prompt in built_in(f"{name}(n=2,seed=1)", words())
+    }
+    assert all(prompt.prompt_set == name for prompt in first)
+
+
 def test_the_answer_is_the_subjects_and_the_foil_the_other_subjects() -> None:
     for clean, corrupt in pairs("facts(n=0)"):
         known = dict(RELATIONS[str(clean.group)].facts)

@@ -215,7 +215,8 @@ def test_equal_prompts_and_equal_names_are_refused(tokenizer: Any) -> None:
 
 def test_an_unknown_source_lists_what_there_is(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"\.jsonl or \.parquet file, - for stdin, and the sets code, ioi, needles"
+        ValueError,
+        match=r"\.jsonl or \.parquet file, - for stdin, and the sets code, copying, facts, .* needles",
     ):
         read_prompts("prompts.txt", tokenizer)
     with pytest.raises(FileNotFoundError):

@@ -69,7 +69,11 @@ def test_a_wrong_call_is_refused_in_one_line(call: str, message: str, tokenizer:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(prompt_sets()))
+RARE_WORDS = {"facts", "letters"}
+"""Sets whose words are no single tokens of the small tokenizer: `test_fact_prompts` asks the same of them."""
+
+
+@pytest.mark.parametrize("name", sorted(set(prompt_sets()) - RARE_WORDS))
 def test_the_same_call_gives_the_same_prompts_and_another_seed_others(name: str, tokenizer: Any) -> None:
     first, again = (read_prompts(f"{name}(n=2)", tokenizer) for _ in range(2))
     assert first == again
