@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
 from sparselens.dashboards.circuit import compared
@@ -17,32 +16,16 @@ from sparselens.dashboards.circuit_table import (
     edge_columns,
     nodes,
 )
-from sparselens.dashboards.page import chosen, panel, part, problem, switch, table_height
+from sparselens.dashboards.page import HIDDEN, chosen, panel, part, problem, switch, table, table_height
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.verdict import percent
 
-HIDDEN = {"display": "none"}
 EMPTY: dict[str, Any] = {"data": [], "layout": {}}
 BUTTONS = [["zoomIn2d", "zoomOut2d", "pan2d", "resetScale2d"]]
 SIZES = (50, 100, 200, 500, 1000)
 BOTH = ("circuit_a", "circuit_b")
 GRAPH_FIELDS = part(*BOTH, "size", "near", "node", "layer", "head", "edge")
-TABLE_FIELDS = part(*BOTH)
-GRID_OPTIONS = {"rowHeight": 26, "headerHeight": 30, "tooltipShowDelay": 300, "animateRows": False}
-COLUMN_OPTIONS = {"sortable": True, "resizable": True, "suppressMovable": True}
-
-
-def plain_grid(name: str, columns: list[dict[str, Any]]) -> Any:
-    """A table before anything is in it."""
-    return dag.AgGrid(
-        id=name,
-        columnDefs=columns,
-        rowData=[],
-        defaultColDef=COLUMN_OPTIONS,
-        dashGridOptions=GRID_OPTIONS,
-        className="table",
-    )
 
 
 def graph_panel() -> Any:
@@ -83,7 +66,7 @@ def edge_panel() -> Any:
     return panel(
         "Edges",
         html.Div(id="circuit-edge", **{"aria-live": "polite"}),
-        plain_grid("circuit-edges", []),
+        table("circuit-edges", []),
         note="those of the graph",
         name="panel-edges",
     )

@@ -8,7 +8,6 @@ from dash import Dash, Input, Output, dcc, html
 
 from sparselens.dashboards.circuit import circuits, compared
 from sparselens.dashboards.circuit_curve import CURVES, MEANING, carried, figure, nothing_to_carry, own, under
-from sparselens.dashboards.circuit_panel import HIDDEN, plain_grid
 from sparselens.dashboards.circuit_table import (
     BY_READ,
     CUT,
@@ -22,7 +21,7 @@ from sparselens.dashboards.circuit_table import (
     overlap_table,
     reads_figure,
 )
-from sparselens.dashboards.page import chosen, message, panel, part, problem, table_height
+from sparselens.dashboards.page import HIDDEN, chosen, message, panel, part, problem, table, table_height
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.verdict import number
 
@@ -42,14 +41,14 @@ def table_panels() -> list[Any]:
         panel(
             "Heads",
             html.P(id="circuit-heads-note", className="note"),
-            plain_grid("circuit-heads", []),
+            table("circuit-heads", []),
             note="those in a circuit, and those that were ablated",
             name="panel-circuit-heads",
         ),
         panel(
             "Reads that the policy cut",
             html.Div(id="circuit-reads-note"),
-            plain_grid("circuit-reads", READ_COLUMNS),
+            table("circuit-reads", READ_COLUMNS),
             note="from the task's rows to its keys",
             name="panel-reads",
         ),

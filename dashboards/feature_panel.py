@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
 from sparselens.analyses.features.card import Card, card
@@ -22,7 +21,17 @@ from sparselens.dashboards.feature import (
     text_figure,
     tokens_table,
 )
-from sparselens.dashboards.page import chosen, message, panel, part, problem, switch, table_height
+from sparselens.dashboards.page import (
+    HIDDEN,
+    chosen,
+    message,
+    panel,
+    part,
+    problem,
+    switch,
+    table,
+    table_height,
+)
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.score_list import filled
 from sparselens.dashboards.selection import Selection
@@ -31,7 +40,6 @@ from sparselens.dashboards.span import SPANS
 from sparselens.dashboards.verdict import number
 
 WORD = "SELECT text FROM tokens WHERE prompt_id = $prompt AND pos = $q"
-HIDDEN = {"display": "none"}
 CHANGE_FIELDS = part("a", "b", "sae", "rows")
 CARD_FIELDS = part("a", "b", "sae", "feature")
 TEXT_FIELDS = part("a", "b", "prompt", "sae", "feature")
@@ -44,19 +52,7 @@ def change_panel() -> Any:
         "What changed",
         html.Div(id="feature-rows", className="controls"),
         html.Div(id="feature-note"),
-        dag.AgGrid(
-            id="feature-table",
-            columnDefs=COLUMNS,
-            rowData=[],
-            defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
-            dashGridOptions={
-                "rowHeight": 26,
-                "headerHeight": 30,
-                "tooltipShowDelay": 300,
-                "animateRows": False,
-            },
-            className="table",
-        ),
+        table("feature-table", COLUMNS),
         note="features by the change of their summed activation; a click shows one",
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
 from sparselens.dashboards.finder import (
@@ -18,12 +17,11 @@ from sparselens.dashboards.finder import (
     ranked,
     side_name,
 )
-from sparselens.dashboards.page import chosen, panel, part, problem, switch, table_height
+from sparselens.dashboards.page import HIDDEN, chosen, panel, part, problem, switch, table, table_height
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.scatter import points
 from sparselens.dashboards.score_list import AXES, SHOWN, list_places, shown, side_switch
 
-HIDDEN = {"display": "none"}
 GRID_FIELDS = part(*SHOWN)
 FINDER_FIELDS = part(*SHOWN, *AXES, "top", "order", "box")
 
@@ -47,19 +45,7 @@ def finder_panel() -> Any:
                             className="controls",
                         ),
                         html.Div(id="finder-note"),
-                        dag.AgGrid(
-                            id="finder",
-                            columnDefs=[],
-                            rowData=[],
-                            defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
-                            dashGridOptions={
-                                "rowHeight": 26,
-                                "headerHeight": 30,
-                                "tooltipShowDelay": 300,
-                                "animateRows": False,
-                            },
-                            className="table finder",
-                        ),
+                        table("finder", [], "table finder"),
                     ],
                     className="finder-side",
                 ),

@@ -8,6 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+import dash_ag_grid as dag
 from dash import Dash, dcc, html
 
 from sparselens.dashboards.query import Source, SourceError
@@ -51,6 +52,7 @@ def part(*fields: str) -> dict[str, str]:
     return {"type": "part", "fields": ",".join(fields)}
 
 
+HIDDEN = {"display": "none"}
 PAIR = part("a", "b")  # the shell's own store: every page may listen to it
 
 
@@ -118,6 +120,23 @@ def message(text: str, command: str = "") -> Any:
 def problem(found: SourceError) -> Any:
     """A problem of the trace as an empty state."""
     return message(str(found), found.advice)
+
+
+def table(name: str, columns: list[dict[str, Any]], classes: str = "table", *, row_height: int = 26) -> Any:
+    """A table without rows: sortable, resizable columns; its rows and its height come with a callback."""
+    return dag.AgGrid(
+        id=name,
+        columnDefs=columns,
+        rowData=[],
+        defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
+        dashGridOptions={
+            "rowHeight": row_height,
+            "headerHeight": row_height + 4,
+            "tooltipShowDelay": 300,
+            "animateRows": False,
+        },
+        className=classes,
+    )
 
 
 def table_height(rows: int, row_height: int) -> dict[str, str]:

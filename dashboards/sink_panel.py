@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 
 from sparselens.dashboards.heatmap import LENGTH
-from sparselens.dashboards.page import chosen, panel, part, problem, switch, table_height
+from sparselens.dashboards.page import HIDDEN, chosen, panel, part, problem, switch, table, table_height
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.sink import EDGE, RECEIVED, SINK_TOKENS, TEXT, plain_lists, text_figure, token_rows
 from sparselens.dashboards.strip import strip_figures, strips
 
-HIDDEN = {"display": "none"}
 TOKEN_FIELDS = part("a", "b", "prompt")
 STRIP_FIELDS = part("a", "b", "prompt", "strip", "scale")
 TEXT_FIELDS = part("a", "b", "prompt", "among", "layer")
@@ -82,19 +80,7 @@ def token_panel() -> Any:
     return panel(
         "Sink tokens",
         html.Div(id="sink-note"),
-        dag.AgGrid(
-            id="sink-tokens",
-            columnDefs=COLUMNS,
-            rowData=[],
-            defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
-            dashGridOptions={
-                "rowHeight": 26,
-                "headerHeight": 30,
-                "tooltipShowDelay": 300,
-                "animateRows": False,
-            },
-            className="table",
-        ),
+        table("sink-tokens", COLUMNS),
         note="of this prompt",
     )
 

@@ -6,7 +6,6 @@ While the base's tensors of a prompt are at hand, each policy's run is compared 
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from sparselens.workbench.keep import keeper_of
 from sparselens.workbench.progress import Progress
 from sparselens.workbench.prompt import Prompt
 from sparselens.workbench.run import Making, RunHandle
-from sparselens.workbench.run_card import run_card
+from sparselens.workbench.run_card import policy_card, run_card
 from sparselens.workbench.session import Session
 from sparselens.workbench.spool import spool
 from sparselens.workbench.verify import Verifier
@@ -144,17 +143,14 @@ def _open_runs(
     base_id: str | None = None
     for policy, label, is_base in plan:
         name = label if run_name is None else (f"{run_name} {label}" if several else run_name)
-        fields = card | {
-            "name": name,
-            "policy": str(policy),
-            "policy_json": json.dumps(policy.to_json()),
-            "policy_hash": policy.hash,
-            "policy_source": None if _ours(policy) else policy.source_code,
-            "phase": policy.phase,
-            "off_label": policy.off_label,
-            "lookahead": policy.lookahead,
-            "parents": [base_id] if base_id and not is_base else [],
-        }
+        fields = (
+            card
+            | policy_card(policy)
+            | {
+                "name": name,
+                "parents": [base_id] if base_id and not is_base else [],
+            }
+        )
         run_id, writer, done = _resumed(trace, fields) if resume else (None, None, set())
         if run_id is None:
             writer = RunWriter.start(trace, meta=fields)
@@ -163,11 +159,6 @@ def _open_runs(
         verifier = Verifier(session) if verify and writer is not None else None
         runs.append(Making(policy, run_id, writer, name, is_base, verifier, done))
     return runs
-
-
-def _ours(policy: Policy) -> bool:
-    """Tell whether a policy is part of the package, so that its source need not be stored with the run."""
-    return type(policy).__module__.startswith("sparselens.kernels.policies.")
 
 
 _SAME = ("name", "policy", "weight_hash", "tokenizer_hash", "kernel", "dtype", "args")

@@ -1,13 +1,15 @@
-"""What a capture writes into a run's record: model, prompts, options, threads and the exact command."""
+"""What is written into a run's record: model, prompts, options, threads and command of a capture; a policy."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparselens.kernels.policy import Policy
 from sparselens.workbench.session import attention_layers
 
 if TYPE_CHECKING:
@@ -47,6 +49,20 @@ def run_card(session: Session, prompts: Sequence[Prompt], options: Options, comm
             "head_dim": session.head_dim,
             "scores": _scores(session),
         },
+    }
+
+
+def policy_card(policy: Policy) -> dict[str, Any]:
+    """Return the fields of a run record that say which policy ran; with its source, unless the package has it."""
+    ours = type(policy).__module__.startswith("sparselens.kernels.policies.")
+    return {
+        "policy": str(policy),
+        "policy_json": json.dumps(policy.to_json()),
+        "policy_hash": policy.hash,
+        "policy_source": None if ours else policy.source_code,
+        "phase": policy.phase,
+        "off_label": policy.off_label,
+        "lookahead": policy.lookahead,
     }
 
 

@@ -7,7 +7,6 @@ is how alike the two orders are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from sparselens.analyses.roles.plan import BOS
 from sparselens.kernels.policy import parse as parse_policy
 from sparselens.workbench.encoder import Encoder
 from sparselens.workbench.progress import Progress
+from sparselens.workbench.run_card import policy_card
 from sparselens.workbench.session import Session
 
 
@@ -81,16 +81,9 @@ def find(setting: Setting) -> Findings:
 
 def _record(chosen: Attribution, plan: Planned, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the fields of the run's record: its policy, and which prompts were used in which clusters."""
-    policy = parse_policy(chosen.policy)
     dense, calls = (sum(int(each[name]) for each in measured) for name in ("dense_calls", "calls"))
     return {
-        "policy": chosen.policy,
-        "policy_json": json.dumps(policy.to_json()),
-        "policy_hash": policy.hash,
-        "policy_source": policy.source_code if ".py:" in chosen.policy else None,
-        "phase": policy.phase,
-        "off_label": policy.off_label,
-        "lookahead": policy.lookahead,
+        **policy_card(parse_policy(chosen.policy)),
         "dense_call_share": dense / calls,
         "kernel": chosen.kernel,
         "seed": chosen.seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
 from sparselens.workbench.intervention import RESTORES
 from sparselens.workbench.progress import Progress
+from sparselens.workbench.run_card import policy_card
 
 
 def find(setting: Setting, under: str) -> Findings:
@@ -46,12 +46,7 @@ def find(setting: Setting, under: str) -> Findings:
 def _record(policy: Policy, chosen: Cause) -> dict[str, Any]:
     """Return what the run's record says about the policy that was intervened on."""
     return {
-        "policy": str(policy),
-        "policy_json": json.dumps(policy.to_json()),
-        "policy_source": policy.source_code if ".py:" in str(policy) else None,
-        "phase": policy.phase,
-        "off_label": policy.off_label,
-        "lookahead": policy.lookahead,
+        **policy_card(policy),
         "kernel": chosen.kernel,
         "seed": chosen.seed,
         "prompt_set": chosen.prompts,

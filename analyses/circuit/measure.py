@@ -55,6 +55,12 @@ class Measure:
 
         return self._once("answers", case, compute, 2)
 
+    def drops(self, case: Case) -> bool:
+        """Return whether the policy drops a key of the clean prompt; nothing of it is kept."""
+        watch = ReadWatch(case.places())
+        self._judged(case, case.clean, [watch])
+        return float(watch.density) < 1
+
     def scores(self, case: Case) -> Numbers:
         """Return the scores of all edges `[senders, receivers]` and what every sender writes itself `[senders]`."""
 

@@ -45,16 +45,16 @@ def find(setting: Setting) -> Findings:
         def under(policy: str) -> Measure:
             return Measure(setting.model, chosen, policy, setting.ledger, bar)
 
+        if chosen.sparse and not any(under(chosen.policy).drops(case) for case in every):
+            raise ValueError(
+                f"{chosen.policy} drops nothing on {chosen.prompts} ({len(clean[0])} tokens): add filler, or give a"
+                " tighter policy"
+            )
         dense = [under(chosen.base).answers(case) for case in every]
         answered = Answered.of(dense, every)
         if not answered.applicable:
             return Findings(accuracy_rows(every, dense, answered), record(chosen, answered, None), clean)
         own = [under(chosen.policy).answers(case) for case in every] if chosen.sparse else dense
-        if chosen.sparse and all(float(each["density"]) == 1 for each in own):
-            raise ValueError(
-                f"{chosen.policy} drops nothing on {chosen.prompts} ({len(clean[0])} tokens): add filler, or give a"
-                " tighter policy"
-            )
         base = _base(setting) if chosen.sparse else None
         found = search(under(chosen.policy), every, (own, dense), answered, base)
     return Findings(rows_of(found), record(chosen, answered, found), clean)

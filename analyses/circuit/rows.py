@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from sparselens.analyses.circuit.search import Answered, Search
 from sparselens.analyses.circuit.task import Case, needed
 from sparselens.analyses.interval import Interval, clustered_mean
 from sparselens.kernels.policy import parse as parse_policy
+from sparselens.workbench.run_card import policy_card
 
 Block = tuple[str, dict[str, Any]]
 TASK = "circuit"
@@ -33,16 +33,9 @@ TASK = "circuit"
 
 def record(chosen: Circuit, answered: Answered, found: Search | None) -> dict[str, Any]:
     """Return the fields of the run's record: its policy, and what was found."""
-    policy = parse_policy(chosen.policy)
     base = None if found is None else found.base
     return {
-        "policy": chosen.policy,
-        "policy_json": json.dumps(policy.to_json()),
-        "policy_hash": policy.hash,
-        "policy_source": policy.source_code if ".py:" in chosen.policy else None,
-        "phase": policy.phase,
-        "off_label": policy.off_label,
-        "lookahead": policy.lookahead,
+        **policy_card(parse_policy(chosen.policy)),
         "kernel": chosen.kernel,
         "seed": chosen.seed,
         "prompt_set": chosen.prompts,

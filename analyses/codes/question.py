@@ -7,7 +7,6 @@ the heads that matter are found by exact ablation, and cheap scores are judged b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from sparselens.analyses.movers.plan import Case
 from sparselens.kernels.policy import parse as parse_policy
 from sparselens.workbench.progress import Progress
 from sparselens.workbench.prompt import Prompt
+from sparselens.workbench.run_card import policy_card
 from sparselens.workbench.session import Session
 
 PERMUTED = 20
@@ -172,15 +172,8 @@ def _prompt_rows(task: Task, seen: dict[str, Any]) -> tuple[str, dict[str, Any]]
 
 def _record(chosen: Codes) -> dict[str, Any]:
     """Return the fields of the run's record that say what the rows are about."""
-    policy = parse_policy(chosen.policy)
     return {
-        "policy": chosen.policy,
-        "policy_json": json.dumps(policy.to_json()),
-        "policy_hash": policy.hash,
-        "policy_source": policy.source_code if ".py:" in chosen.policy else None,
-        "phase": policy.phase,
-        "off_label": policy.off_label,
-        "lookahead": policy.lookahead,
+        **policy_card(parse_policy(chosen.policy)),
         "kernel": chosen.kernel,
         "seed": chosen.seed,
         "prompt_set": chosen.task,

@@ -7,7 +7,6 @@ source tokens, under base and policy; the largest are cut against random heads o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ from sparselens.analyses.movers.show import show
 from sparselens.kernels.head import head_name
 from sparselens.kernels.policy import parse as parse_policy
 from sparselens.workbench.progress import Progress
+from sparselens.workbench.run_card import policy_card
 from sparselens.workbench.session import Session
 
 Once = Callable[[str, Case, Callable[[], Mapping[str, Any]]], dict[str, Any]]
@@ -152,15 +152,8 @@ def _prompt_rows(every: Sequence[Case], after: Numbers) -> Block:
 
 def _record(chosen: Movers) -> dict[str, Any]:
     """Return the fields of the run's record that say what the rows are about."""
-    policy = parse_policy(chosen.policy)
     return {
-        "policy": chosen.policy,
-        "policy_json": json.dumps(policy.to_json()),
-        "policy_hash": policy.hash,
-        "policy_source": policy.source_code if ".py:" in chosen.policy else None,
-        "phase": policy.phase,
-        "off_label": policy.off_label,
-        "lookahead": policy.lookahead,
+        **policy_card(parse_policy(chosen.policy)),
         "kernel": chosen.kernel,
         "seed": chosen.seed,
         "prompt_set": chosen.prompts,

@@ -7,7 +7,6 @@ has a high score at one gap and none at the others, and is no induction head.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ from sparselens.kernels.policy import parse as parse_policy
 from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
 from sparselens.workbench.progress import Progress
+from sparselens.workbench.run_card import policy_card
 from sparselens.workbench.session import Session
 
 MEASUREMENTS: dict[str, Callable[[Ground], list[Measured]]] = {
@@ -49,15 +49,8 @@ def find(setting: Setting) -> Findings:
     with Progress(units, tokens, enabled=setting.progress) as bar:
         ground = Ground(session, chosen, plan, chosen.kernel, bar, setting.ledger)
         found = measure(ground)
-    policy = parse_policy(chosen.policy)
     record = {
-        "policy": chosen.policy,
-        "policy_json": json.dumps(policy.to_json()),
-        "policy_hash": policy.hash,
-        "policy_source": policy.source_code if ".py:" in chosen.policy else None,
-        "phase": policy.phase,
-        "off_label": policy.off_label,
-        "lookahead": policy.lookahead,
+        **policy_card(parse_policy(chosen.policy)),
         "dense_call_share": ground.dense_calls / max(ground.calls, 1),
         "kernel": chosen.kernel,
         "seed": chosen.seed,

@@ -6,7 +6,6 @@ was found, and the rows of `evals` and `prompt_scores` that the analysis writes 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -26,6 +25,7 @@ from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
 from sparselens.storage.writer import RunWriter
 from sparselens.workbench.progress import Progress
+from sparselens.workbench.run_card import policy_card
 
 __all__ = ["ANALYSIS", "Sweep"]
 
@@ -53,13 +53,8 @@ def find(setting: Setting) -> Findings:
 
 def _record(chosen: Sweep) -> dict[str, Any]:
     """Return what the sweep's own record says: it is about the base."""
-    policy = parse_policy(chosen.base)
     return {
-        "policy": str(policy),
-        "policy_json": json.dumps(policy.to_json()),
-        "phase": policy.phase,
-        "off_label": policy.off_label,
-        "lookahead": policy.lookahead,
+        **policy_card(parse_policy(chosen.base)),
         "kernel": chosen.kernel,
         "prompt_set": chosen.prompts,
         "extra": {"definitions": METRICS, "references": REFERENCES, "compared": list(COMPARED)},
@@ -75,16 +70,11 @@ def _point_run(setting: Setting, swept: Swept, place: int) -> str:
     shared = asdict(chosen)
     same = {name: shared[name] for name in ("prompts", "seeds", "references", "decode", "base")}
     seconds = column(numbers, "seconds_per_token") * [len(prompt) for prompt in swept.prompts]
-    meta = model_card(setting.session) | {
+    meta = model_card(setting.session) | policy_card(policy)
+    meta |= {
         "kind": TASK,
         "name": f"{policy.name} at {point.target:g}",
-        "policy": str(policy),
-        "policy_json": json.dumps(policy.to_json()),
-        "policy_hash": policy.hash,
-        "policy_source": policy.source_code if ".py:" in str(policy) else None,
         "phase": phase_of(policy, chosen.decoding),
-        "off_label": policy.off_label,
-        "lookahead": policy.lookahead,
         "kernel": chosen.kernel,
         "prompt_set": chosen.prompts,
         "args": {"method": point.method, "target": point.target} | same,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
 from sparselens.dashboards.choice import over
@@ -14,7 +13,18 @@ from sparselens.dashboards.grid import HEADS, grid_figure, legend
 from sparselens.dashboards.key import KEY_ROWS, KEYS, MOST_KEYS, MOST_ROWS, QUERIES, keys_figure
 from sparselens.dashboards.loss import HEADLINE, RUN, TEXT, TEXT_RANGE, headline, text_figure
 from sparselens.dashboards.metric import DIFF_METRICS, meaning
-from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem, switch
+from sparselens.dashboards.page import (
+    HIDDEN,
+    Page,
+    chosen,
+    message,
+    panel,
+    part,
+    parts,
+    problem,
+    switch,
+    table,
+)
 from sparselens.dashboards.query import Source, SourceError, records
 from sparselens.dashboards.score import scores
 from sparselens.dashboards.score_value import values
@@ -22,7 +32,6 @@ from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.shell import picker
 from sparselens.dashboards.span import SPANS, span_links
 
-HIDDEN = {"display": "none"}
 LIST_FIELDS = part("a", "b", "scope")
 ALL_FIELDS = part("a", "b", "prompt", "over", "scope", "rows", "metric")
 TEXT_FIELDS = part("a", "b", "prompt")
@@ -110,19 +119,7 @@ def _heads_panel() -> Any:
                 html.Div(
                     [html.Div(id="grid", className="grid"), html.Div(id="grid-legend")], className="grid-side"
                 ),
-                dag.AgGrid(
-                    id="ranked",
-                    columnDefs=columns(DIFF_METRICS[0]),
-                    rowData=[],
-                    defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
-                    dashGridOptions={
-                        "rowHeight": 26,
-                        "headerHeight": 30,
-                        "tooltipShowDelay": 300,
-                        "animateRows": False,
-                    },
-                    className="table ranked",
-                ),
+                table("ranked", columns(DIFF_METRICS[0]), "table ranked"),
             ],
             className="heads",
         ),

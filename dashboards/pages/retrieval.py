@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import dash_ag_grid as dag
 from dash import Dash, Input, Output, html
 
 from sparselens.dashboards.carrier import COLUMNS, RETRIEVAL_ABOUT, carrier_rows, carriers
@@ -13,6 +12,7 @@ from sparselens.dashboards.finder import labelled
 from sparselens.dashboards.key import shown as visible
 from sparselens.dashboards.needle import ANSWER, NEEDLES, how, needle_table, verdict
 from sparselens.dashboards.page import (
+    HIDDEN,
     Page,
     chosen,
     message,
@@ -21,6 +21,7 @@ from sparselens.dashboards.page import (
     parts,
     problem,
     switch,
+    table,
     table_height,
 )
 from sparselens.dashboards.query import Source, SourceError
@@ -28,7 +29,6 @@ from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.study import studies
 from sparselens.dashboards.study_panel import STUDY_FIELDS, register_study, study_panel
 
-HIDDEN = {"display": "none"}
 GRID_FIELDS = part("a", "b", "prompt", "needle")
 CARRIER_FIELDS = part("a", "b", "prompt", "over", "scope")
 
@@ -65,19 +65,7 @@ def layout() -> Any:
                     panel(
                         "Heads that carried the answer",
                         html.Div(id="carrier-note"),
-                        dag.AgGrid(
-                            id="carriers",
-                            columnDefs=COLUMNS,
-                            rowData=[],
-                            defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
-                            dashGridOptions={
-                                "rowHeight": 26,
-                                "headerHeight": 30,
-                                "tooltipShowDelay": 300,
-                                "animateRows": False,
-                            },
-                            className="table",
-                        ),
+                        table("carriers", COLUMNS),
                         tools=[switch("Over", "over", [("prompt", "This prompt"), ("all", "All needles")])],
                         note="on the rows that predict it",
                         name="panel-carriers",

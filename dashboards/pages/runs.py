@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import dash_ag_grid as dag
 from dash import Dash, Input, Output, html
 
 from sparselens.dashboards.metric import meaning
-from sparselens.dashboards.page import PAIR, Page, chosen, message, panel, problem, table_height
+from sparselens.dashboards.page import PAIR, Page, chosen, message, panel, problem, table, table_height
 from sparselens.dashboards.query import Source, SourceError, capture_command, records
 from sparselens.dashboards.verdict import verified
 
@@ -65,19 +64,7 @@ def layout() -> Any:
             panel(
                 "Runs",
                 html.Div(id="runs-empty"),
-                dag.AgGrid(
-                    id="runs",
-                    columnDefs=COLUMNS,
-                    rowData=[],
-                    defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
-                    dashGridOptions={
-                        "rowHeight": 30,
-                        "headerHeight": 32,
-                        "tooltipShowDelay": 300,
-                        "animateRows": False,
-                    },
-                    className="table page-table",
-                ),
+                table("runs", COLUMNS, "table page-table", row_height=30),
                 note="everything in this trace, newest first",
             ),
         ],

@@ -11,6 +11,7 @@ from typing import Any
 import browsing
 import numpy as np
 import pytest
+from needle_trace import write_needles
 from numpy.typing import NDArray
 
 from sparselens.storage.writer import RunWriter
@@ -413,6 +414,14 @@ def browser() -> Iterator[Any]:
 def visit(browser: Any) -> Iterator[Any]:
     """Opens a URL in a context of its own; at the end no page may have logged an error or asked elsewhere."""
     yield from browsing.visits(browser)
+
+
+@pytest.fixture(scope="session")
+def needles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Needles of two families with everything that the pages about heads read."""
+    path = tmp_path_factory.mktemp("traces") / "needles"
+    write_needles(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import browsing
 import numpy as np
 import pytest
 from needle_findings import RETRIEVAL
-from needle_trace import BASE, RUN, write_error, write_needles
+from needle_trace import BASE, RUN, write_error
 from PIL import Image
 
 from sparselens.analyses.interval import clustered_mean
@@ -30,13 +30,6 @@ from sparselens.dashboards.score_value import Values, intervals, values
 from sparselens.dashboards.selection import Box, Selection
 
 NAMES = ["L0H0", "L0H1", "L1H0", "L1H1"]
-
-
-@pytest.fixture(scope="module")
-def needles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("heads") / "needles"
-    write_needles(path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 import browsing
 import pytest
 from needle_findings import write_restore
-from needle_trace import BASE, LENGTH, LOSS, READ, RUN, write_needles
+from needle_trace import BASE, LENGTH, LOSS, READ, RUN
 
 from sparselens.dashboards.carrier import carrier_rows, carriers
 from sparselens.dashboards.choice import settle
@@ -32,13 +32,6 @@ from sparselens.dashboards.study import (
 )
 from sparselens.dashboards.study_panel import restore_command
 from sparselens.storage.writer import RunWriter
-
-
-@pytest.fixture(scope="module")
-def needles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("retrieval") / "needles"
-    write_needles(path)
-    return path
 
 
 @pytest.fixture(scope="module")

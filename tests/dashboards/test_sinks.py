@@ -11,7 +11,7 @@ from typing import Any
 import browsing
 import numpy as np
 import pytest
-from needle_trace import BASE, LAYERS, LENGTH, RUN, write_needles
+from needle_trace import BASE, LAYERS, LENGTH, RUN
 
 from sparselens.dashboards.app import create_app
 from sparselens.dashboards.choice import settle
@@ -32,13 +32,6 @@ from sparselens.dashboards.sink_profile import (
 from sparselens.dashboards.strip import MOST_COLUMNS, pool, strips
 
 METRICS = ["sink_rate", "value_drain", "residual_peak"]
-
-
-@pytest.fixture(scope="module")
-def needles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sinks") / "needles"
-    write_needles(path)
-    return path
 
 
 @pytest.fixture(scope="module")

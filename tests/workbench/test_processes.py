@@ -134,6 +134,22 @@ def test_a_killed_capture_resumes_to_the_rows_of_an_undisturbed_one(
         assert connection.sql("SELECT DISTINCT status, n_prompts FROM runs").rows == [("complete", 4)]
 
 
+def halfway(trace: Path, writers: list[subprocess.Popen[str]]) -> int:
+    """The edges that are read when the first prompt is there and nobody goes on writing."""
+    until = time.monotonic() + 120
+    while not any(trace.glob("runs/*/part-*")):
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    for writer in writers:
+        writer.send_signal(signal.SIGSTOP)
+    try:
+        with connect(trace) as connection:
+            return int(connection.sql("SELECT count(*) FROM edges").rows[0][0])
+    finally:
+        for writer in writers:
+            writer.send_signal(signal.SIGCONT)
+
+
 def test_two_captures_write_one_trace_while_a_reader_asks(
     model: str, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -142,7 +158,7 @@ def test_two_captures_write_one_trace_while_a_reader_asks(
         started("-m", "sparselens.workbench.cli", *arguments(model, trace, run=name))
         for name in ("one", "two")
     ]
-    seen = [0]
+    seen = [0, halfway(trace, writers)]
     while any(writer.poll() is None for writer in writers):
         if not (trace / "trace.json").exists():
             continue
@@ -161,9 +177,11 @@ def test_two_captures_write_one_trace_while_a_reader_asks(
         _, err = writer.communicate(timeout=60)
         assert writer.returncode == 0, err
         assert "lock" not in err.lower()
-    assert len(seen) > 2  # it was read while they wrote, whatever was there by then
     with connect(trace) as connection:
+        seen.append(connection.sql("SELECT count(*) FROM edges").rows[0][0])
         finished = connection.sql("SELECT name, status, n_prompts FROM runs ORDER BY name").rows
+    assert 0 < seen[1] < seen[-1]
+    assert len(set(seen)) > 2  # it was read while it was written
     names = [f"{name} {policy}" for name in ("one", "two") for policy in (POLICY, "dense")]
     assert finished == [(name, "complete", 4) for name in names]
     for table in TABLES:
