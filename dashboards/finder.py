@@ -163,3 +163,8 @@ def inside(box: Box | None, points: list[dict[str, Any]]) -> set[str] | None:
         for point in points
         if box.x_low <= point["x"] <= box.x_high and box.y_low <= point["y"] <= box.y_high
     }
+
+
+def both(one: set[str] | None, other: set[str] | None) -> set[str] | None:
+    """Heads that two choices leave; None is a choice that leaves all."""
+    return one & other if one is not None and other is not None else other if one is None else one

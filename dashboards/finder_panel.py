@@ -9,6 +9,7 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 from sparselens.dashboards.finder import (
     ORDERS,
     TOPS,
+    both,
     columns,
     grid_figure,
     grid_legend,
@@ -21,9 +22,10 @@ from sparselens.dashboards.page import HIDDEN, chosen, panel, part, problem, swi
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.scatter import points
 from sparselens.dashboards.score_list import AXES, SHOWN, list_places, shown, side_switch
+from sparselens.dashboards.selection import Heads, Selection
 
 GRID_FIELDS = part(*SHOWN)
-FINDER_FIELDS = part(*SHOWN, *AXES, "top", "order", "box")
+FINDER_FIELDS = part(*SHOWN, *AXES, "top", "order", "box", "only")
 
 
 def finder_panel() -> Any:
@@ -53,6 +55,27 @@ def finder_panel() -> Any:
             className="heads",
         ),
         note="layers down, heads across; a click selects the head on every page",
+    )
+
+
+def _brushed(source: Source, selection: Selection) -> set[str] | None:
+    """Names of the heads in the rectangle of the plot; None without one."""
+    if selection.box is None:
+        return None
+    x, y = shown(source, selection, "x"), shown(source, selection, "y")
+    return inside(selection.box, points(x, selection.x_whose, y, selection.y_whose))
+
+
+def _listed(only: Heads | None) -> Any:
+    """That the link lists heads, and the way back to all of them."""
+    if only is None:
+        return None
+    count = len(only.places)
+    return html.P(
+        [
+            f"Only the {count} head{'s' if count > 1 else ''} that were listed. ",
+            html.Button("All heads (Esc)", type="button", className="action", **{"data-go": '{"only":null}'}),
+        ]
     )
 
 
@@ -90,24 +113,19 @@ def register_finder(app: Dash, source: Source) -> None:
         try:
             found = shown(source, selection, "score")
             owner, named = labelled(source, selection.a, selection.b)
-            among = None
-            if selection.box is not None:
-                x, y = shown(source, selection, "x"), shown(source, selection, "y")
-                among = inside(selection.box, points(x, selection.x_whose, y, selection.y_whose))
+            among = both(_brushed(source, selection), set(selection.only.names) if selection.only else None)
         except SourceError as trouble:
             return [], [], HIDDEN, problem(trouble)
         rows = ranked(found, selection.whose, named, top=selection.top, order=selection.order, among=among)
         said = f"{len(rows)} of {len(found.of(selection.whose))} heads by {found.score.label}"
-        said += f" of {side_name(found, selection.whose)}" + (
-            ", in the rectangle" if among is not None else ""
-        )
+        said += f" of {side_name(found, selection.whose)}" + (", in the rectangle" if selection.box else "")
         if not owner:
             said += "; no roles: neither A nor B has an analyse roles in this trace"
         return (
             rows,
             columns(found, selection.whose, owner or "A"),
             table_height(len(rows), 26),
-            html.P(said + ".", className="note"),
+            [_listed(selection.only), html.P(said + ".", className="note")],
         )
 
     app.callback(

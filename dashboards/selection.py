@@ -6,12 +6,15 @@ not remembered. Unset fields are filled from the trace by `choice.resolve`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
+MOST_HEADS = 600  # that a link lists
+_HEAD = re.compile(r"L(\d{1,3})H(\d{1,3})", re.ASCII)
 SIDES = ("a", "b", "diff")
 CHOICES: dict[str, tuple[str, ...]] = {
     "over": ("prompt", "all"),
@@ -90,6 +93,32 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """Heads by layer and number, each once, in the order given; written `L18H6,L20H1` in the URL."""
+
+    places: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        return ",".join(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """`L18H6` and so on."""
+        return [f"L{layer}H{head}" for layer, head in self.places]
+
+    @classmethod
+    def parse(cls, text: str) -> Heads:
+        """Read `L18H6,L20H1`; raises ValueError for anything else and for more heads than a URL carries."""
+        words = text.split(",")
+        found = [_HEAD.fullmatch(word.strip()) for word in words[: MOST_HEADS + 1]]
+        if len(words) > MOST_HEADS:
+            raise ValueError(f"it lists {len(words)} heads, a link carries up to {MOST_HEADS}")
+        if not all(found):
+            raise ValueError(f"{words[found.index(None)][:20]!r} is not a head like L18H6")
+        return cls(tuple(dict.fromkeys((int(each[1]), int(each[2])) for each in found if each)))
+
+
+@dataclass(frozen=True)
 class Selection:
     """What is looked at. `None` or an empty text means "not chosen yet"."""
 
@@ -123,6 +152,7 @@ class Selection:
     top: int = 20
     order: str = "high"
     box: Box | None = None
+    only: Heads | None = None
     strip: str = "received"
     among: str = "any"
     needle: str = "nll"
@@ -195,17 +225,13 @@ def _one_of(name: str) -> Callable[[str], str]:
     return read
 
 
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("layer", "head", "q", "top", "feature", "size"), _number),
+    **dict.fromkeys(("qs", "ks"), Window.parse),
+    "box": Box.parse,
+    "only": Heads.parse,
+    **{name: _one_of(name) for name in CHOICES},
+}
 READERS: dict[str, Callable[[str], Any]] = {
-    field.name: (
-        _number
-        if field.name in ("layer", "head", "q", "top", "feature", "size")
-        else Window.parse
-        if field.name in ("qs", "ks")
-        else Box.parse
-        if field.name == "box"
-        else _one_of(field.name)
-        if field.name in CHOICES
-        else str
-    )
-    for field in fields(Selection)
+    field.name: _PARSERS.get(field.name, str) for field in fields(Selection)
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +12,7 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from sparselens.dashboards.page import message, panel, switch, table_height
-from sparselens.dashboards.selection import Selection
+from sparselens.dashboards.selection import MOST_HEADS, Selection
 from sparselens.dashboards.sql_result import (
     Heads,
     axes,
@@ -194,20 +195,33 @@ def _axis(label: str, field: str, frame: Any, chosen: str) -> Any:
 
 def _heads(found: Heads) -> Any:
     """The place of the grid, and the heads by name."""
-    more = f" … {len(found.names) - SHOWN_HEADS} more" if len(found.names) > SHOWN_HEADS else ""
     return html.Div(
         [
             html.Div(id="grid", className="grid"),
             html.P(found.note, className="note"),
-            html.P(
-                [
-                    html.Button(
-                        "Open the chosen head", type="button", className="action", **{"data-page": "/head"}
-                    ),
-                    " ",
-                    html.Code(",".join(found.names[:SHOWN_HEADS]), className="command-words"),
-                    html.Span(f"{more} in the order of the rows, for a policy's full=[…]", className="note"),
-                ]
-            ),
+            html.P([*_open(found.names), " ", *_written_out(found.names)]),
         ]
     )
+
+
+def _open(names: list[str]) -> list[Any]:
+    """Buttons that lead to these heads."""
+    kinds = {"type": "button", "className": "action"}
+    chosen = html.Button("Open the chosen head", **kinds, **{"data-page": "/head"})
+    if not 0 < len(names) <= MOST_HEADS:
+        return [chosen]
+    listed = json.dumps({"only": ",".join(names), "top": 0})
+    return [
+        html.Button("Open these heads", **kinds, **{"data-page": "/heads", "data-go": listed}),
+        " ",
+        chosen,
+    ]
+
+
+def _written_out(names: list[str]) -> list[Any]:
+    """The first names, fit for a policy's parameter."""
+    more = f" … {len(names) - SHOWN_HEADS} more" if len(names) > SHOWN_HEADS else ""
+    return [
+        html.Code(",".join(names[:SHOWN_HEADS]), className="command-words"),
+        html.Span(f"{more} in the order of the rows, for a policy's full=[…]", className="note"),
+    ]

@@ -26,12 +26,14 @@
   // Outline what is selected; called after every change of the URL and after every drawing.
   lens.mark = function () {
     const head = "L" + lens.get("layer") + "H" + lens.get("head");
+    const only = location.pathname === "/heads" && lens.get("only") ? new Set(lens.get("only").split(",")) : null;
     for (const cell of document.querySelectorAll("[data-cell]")) {
       if (cell.dataset.cell === head) {
         cell.setAttribute("aria-current", "true");
         if (document.activeElement && document.activeElement.matches(".cell")) cell.focus({ preventScroll: true });
       }
       else cell.removeAttribute("aria-current");
+      cell.classList.toggle("aside", only !== null && !only.has(cell.dataset.cell));
     }
     for (const link of document.querySelectorAll("[data-page]")) {
       if (link.dataset.page === location.pathname) link.setAttribute("aria-current", "page");
@@ -105,7 +107,7 @@
     ArrowUp: () => lens.move(-1, 0), ArrowDown: () => lens.move(1, 0),
     ArrowLeft: () => lens.move(0, -1), ArrowRight: () => lens.move(0, 1),
     "[": () => lens.step(-1), "]": () => lens.step(1), s: lens.swap, "?": () => lens.help(),
-    Escape: () => lens.go({ q: null, qs: null, ks: null, box: null, edge: null, node: null }),
+    Escape: () => lens.go({ q: null, qs: null, ks: null, box: null, only: null, edge: null, node: null }),
   };
   document.addEventListener("keydown", function (event) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.id === "query") {

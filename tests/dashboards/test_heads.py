@@ -18,7 +18,7 @@ from PIL import Image
 from sparselens.analyses.interval import clustered_mean
 from sparselens.dashboards.app import create_app
 from sparselens.dashboards.choice import settle
-from sparselens.dashboards.finder import grid_figure, inside, ranked, roles, score_range
+from sparselens.dashboards.finder import both, grid_figure, inside, ranked, roles, score_range
 from sparselens.dashboards.multiple import layer_maps, multiples_figure
 from sparselens.dashboards.page import Page
 from sparselens.dashboards.pages import heads
@@ -145,6 +145,9 @@ def test_the_finder_ranks_cuts_and_follows_the_rectangle(source: Source, selecti
     rows = ranked(found, "diff", roles(source, BASE), **asked | {"top": 0, "among": among})
     assert [row["head_name"] for row in rows] == ["L1H1", "L0H1"]
     assert rows[0]["roles"] == "retrieval head"
+    assert both(among, {"L1H1", "L1H0"}) == {"L1H1"}
+    assert both(None, {"L1H1"}) == both({"L1H1"}, None) == {"L1H1"}
+    assert both(None, None) is None
 
 
 def test_the_scatter_plot_holds_both_scores_of_every_head(source: Source, selection: Selection) -> None:
@@ -216,6 +219,14 @@ def test_choosing_a_head_anywhere_on_the_page_selects_it_and_the_link_brings_it_
     page.wait_for_selector('.cell[data-cell="L1H0"][aria-current]')
     page.wait_for_function("document.querySelector('.finder .link')?.textContent === 'L0H0'")
     browsing.shot(page, "heads")
+    page.goto(f"{served}heads?over=all&only=L1H1,L0H1")
+    page.wait_for_selector("#finder-note:has-text('Only the 2 heads')")
+    assert page.locator(".finder .link").all_inner_texts() == ["L1H1", "L0H1"]
+    page.wait_for_selector(".cell.aside")
+    assert page.locator(".cell:not(.aside)").count() == 2
+    page.keyboard.press("Escape")
+    page.wait_for_function("document.querySelectorAll('.finder .link').length === 4")
+    assert page.locator(".cell.aside").count() == 0
 
 
 @pytest.mark.browser

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparselens.dashboards.selection import CHOICES, Selection, Window
+from sparselens.dashboards.selection import CHOICES, MOST_HEADS, Heads, Selection, Window
 
 texts = st.text(min_size=1, max_size=30).filter(lambda text: "\0" not in text)
 numbers = st.none() | st.integers(0, 10**6)
@@ -40,13 +40,31 @@ def test_a_part_store_brings_back_the_selection() -> None:
 
 
 @pytest.mark.parametrize(
-    "search", ["?layer=abc", "?layer=-1", "?qs=9-4", "?qs=9", "?way=up", "?nonsense=1", "?q=1e9"]
+    "search",
+    [
+        "?layer=abc",
+        "?layer=-1",
+        "?qs=9-4",
+        "?qs=9",
+        "?way=up",
+        "?nonsense=1",
+        "?q=1e9",
+        "?only=L1",
+        "?only=L1H2;",
+        "?only=" + ",".join(["L1H2"] * (MOST_HEADS + 1)),
+    ],
 )
 def test_bad_values_are_ignored_with_one_line_each(search: str) -> None:
     selection, complaints = Selection.parse(search)
     assert selection == Selection()
     assert len(complaints) == 1
     assert "\n" not in complaints[0]
+
+
+def test_listed_heads_are_each_there_once_in_the_order_given() -> None:
+    selection, _ = Selection.parse("?only=L3H1,L0H2,L3H1")
+    assert selection.only == Heads(((3, 1), (0, 2)))
+    assert selection.search() == "?only=L3H1,L0H2"
 
 
 def test_a_window_outside_the_prompt_is_clipped_and_never_empty() -> None:

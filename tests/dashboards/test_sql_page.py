@@ -139,6 +139,12 @@ def test_the_field_runs_completes_saves_and_keeps_all_of_it_in_the_url(visit: An
     page.click("#panel-result >> text=Heads")
     page.wait_for_selector("#grid .cell")
     assert page.locator("#grid .cell").count() == 12
+    with_query = page.url
+    page.click("text=Open these heads")
+    page.wait_for_selector("#finder .link")
+    assert page.locator("#finder .link").count() == 12
+    page.goto(with_query)
+    page.wait_for_selector("#grid .cell")
     page.once("dialog", lambda asked: asked.accept("<img src=x onerror=window.injected=1>"))
     page.click("text=Save this query")
     page.wait_for_selector(".saved .sample")
