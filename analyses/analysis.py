@@ -360,9 +360,9 @@ def _typed(owner: str, name: str, value: Any, default: Any) -> Any:
     """`value` in the type of `default`: one item where a list is meant, a whole number as a float."""
     if isinstance(default, tuple):
         items = tuple(value) if isinstance(value, tuple | list) else (value,)
-        if not items:
+        if not items and default:
             raise ValueError(f"{owner}: {name} is an empty list")
-        return tuple(_typed(owner, name, item, default[0]) for item in items)
+        return tuple(_typed(owner, name, item, default[0] if default else "") for item in items)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):

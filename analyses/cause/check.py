@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
 from sparselens.analyses.cause.estimate import Estimate, estimate
+from sparselens.analyses.cause.plan import cluster
 from sparselens.analyses.cause.run import Study, Tested
 from sparselens.analyses.interval import bounds, resamples
 from sparselens.analyses.measured import measured
@@ -68,7 +69,7 @@ def _sample(parts: Sequence[list[Prompt]], n: int) -> list[Prompt]:
     """Return `n` prompts, in turn from every fold, group after group."""
     by_group: dict[str, list[Prompt]] = {}
     for prompt in [prompt for part in parts for prompt in part]:
-        by_group.setdefault(str(prompt.group), []).append(prompt)
+        by_group.setdefault(cluster(prompt), []).append(prompt)
     turns = [turn for number in range(max(map(len, by_group.values()))) for turn in _turn(by_group, number)]
     return turns[:n]
 
@@ -124,7 +125,7 @@ def _scores(
     found = measured(
         metric,
         values,
-        [str(prompt.group) for prompt in prompts],
+        [cluster(prompt) for prompt in prompts],
         prompt_set=study.chosen.prompts,
         rows="span:answer",
         definition=DEFINITIONS[metric],
@@ -140,7 +141,7 @@ def _scores(
 
 def _evals(prompts: Sequence[Prompt], guessed: Any, exact: Any) -> tuple[str, dict[str, Any]]:
     """Return both correlations of the means over prompts, with intervals over groups."""
-    times = resamples([str(prompt.group) for prompt in prompts])
+    times = resamples([cluster(prompt) for prompt in prompts])
     total = times.sum(1, keepdims=True)
     means = (times @ guessed) / total, (times @ exact) / total
     made: dict[str, list[Any]] = {name: [] for name in ("metric", "value", "ci_low", "ci_high")}
@@ -154,7 +155,7 @@ def _evals(prompts: Sequence[Prompt], guessed: Any, exact: Any) -> tuple[str, di
         value = float(of(guessed.mean(0), exact.mean(0)).statistic)
         for column, cell in zip(made, (f"estimate_{name}", value, low, high), strict=True):
             made[column].append(cell)
-    groups = {prompt.group for prompt in prompts}
+    groups = {cluster(prompt) for prompt in prompts}
     return "evals", {"task": "restore", **made, "n": len(prompts), "n_clusters": len(groups)}
 
 

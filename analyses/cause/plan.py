@@ -1,7 +1,8 @@
 """What the tests of cause run: which prompts, which halves of them rank and are tested, which heads are tried.
 
 Prompts are split by group (needle family) into two halves. The heads that are tried on one half were ranked on the
-other, so no family is tested with a ranking that saw it.
+other, so no family is tested with a ranking that saw it. Heads that are given by name need no ranking: all prompts
+are tested with them at once.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sparselens.analyses.cause.ranking import ORDERS
-from sparselens.kernels.head import Head, by_layer, head_name
+from sparselens.kernels.head import Head, by_layer, head_name, parse_head
 from sparselens.kernels.policy import parse as parse_policy
 from sparselens.workbench.intervention import PHASES
 from sparselens.workbench.prompt import Prompt
 from sparselens.workbench.session import Session
+
+GIVEN = "given"
+"""The order of heads that are named rather than ranked."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Cause:
     `prompts`, `ranked_on`: prompt sets with answers, as calls or files. `draws` random sets match, layer by layer, the
     sets of `random_at` heads of each order in `matched`. `phase`: rows that are intervened on (both, prefill, decode:
     up to and from the answer's first token). `check`: prompts on which the one-pass estimate is compared with exact
-    single-head restores (0: not at all).
+    single-head restores (0: not at all). `heads`: names of heads, which the order `given` tries all together.
     """
 
     policy: str = "a_shape(sink=4,window=64)"
@@ -45,12 +49,14 @@ class Cause:
     matched: tuple[str, ...] = ("write_error", "retrieval")
     check: int = 0
     seed: int = 0
+    heads: tuple[str, ...] = ()
 
     kinds: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for name in ("policy", "base"):
             object.__setattr__(self, name, str(parse_policy(getattr(self, name))))
+        self._settle_heads()
         for name in ("counts", "random_at"):
             object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
         if self.kind not in self.kinds:
@@ -58,8 +64,8 @@ class Cause:
         if self.phase not in PHASES:
             raise ValueError(f"phase is one of {', '.join(PHASES)}, not {self.phase!r}")
         for order in (*self.orders, *self.matched):
-            if order not in ORDERS:
-                raise ValueError(f"orders are {', '.join(ORDERS)}, not {order!r}")
+            if order not in (*ORDERS, GIVEN):
+                raise ValueError(f"orders are {', '.join((*ORDERS, GIVEN))}, not {order!r}")
         strange = set(self.matched) - set(self.orders)
         if strange or not set(self.random_at) <= set(self.counts):
             raise ValueError(
@@ -67,6 +73,27 @@ class Cause:
             )
         if self.counts[0] < 1 or min(self.draws, self.check) < 0:
             raise ValueError("counts are at least 1, draws and check at least 0")
+
+    def _settle_heads(self) -> None:
+        """Check the given heads; where nothing is ranked, their number is the only count."""
+        if bool(self.heads) != (GIVEN in self.orders):
+            raise ValueError(
+                f"heads and the order {GIVEN} go together: heads=[L18H6,L20H1],orders=[{GIVEN}],matched=[{GIVEN}]"
+            )
+        heads = sorted({parse_head(name) for name in self.heads})
+        object.__setattr__(self, "heads", tuple(map(head_name, heads)))
+        if heads and not self.ranks:
+            object.__setattr__(self, "counts", (len(heads),))
+            object.__setattr__(self, "random_at", (len(heads),))
+
+    @property
+    def ranks(self) -> tuple[str, ...]:
+        """The orders that are measured on ranking prompts."""
+        return tuple(order for order in self.orders if order != GIVEN)
+
+    def sizes(self, order: str, *, at_random: bool = False) -> tuple[int, ...]:
+        """Return how many heads of an order are tried, or how many random heads match it."""
+        return (len(self.heads),) if order == GIVEN else self.random_at if at_random else self.counts
 
 
 @dataclass(frozen=True)
@@ -79,15 +106,22 @@ class Fold:
 
 
 def folds(session: Session, chosen: Cause) -> list[Fold]:
-    """Return the two folds; `ValueError` where prompts lack an answer or there are fewer than two groups."""
-    tested, ranking = session.prompts(chosen.prompts), session.prompts(chosen.ranked_on)
+    """Return the two folds, or one of all prompts where nothing is ranked.
+
+    Raises `ValueError` where the model lacks a given head, prompts lack an answer or there are fewer than two groups.
+    """
+    given(session, chosen)
+    tested = session.prompts(chosen.prompts)
+    ranking = session.prompts(chosen.ranked_on) if chosen.ranks or chosen.kind == "mean" else []
     for prompt in (*tested, *ranking):
         if not prompt.answer_ids:
             raise ValueError(f"{prompt.name} has no answer: what a head is worth is measured on answers")
-        if prompt.group is None:
+        if prompt.group is None and chosen.ranks:
             raise ValueError(
                 f"{prompt.name} has no group: groups (families, templates) tell ranking and test apart"
             )
+    if not chosen.ranks:
+        return [Fold(0, tuple(tested), tuple(ranking))]
     groups = list(dict.fromkeys(str(prompt.group) for prompt in tested))
     if len(groups) < 2:
         raise ValueError(f"all prompts are of the group {groups[0]!r}: give two groups or more")
@@ -101,6 +135,23 @@ def folds(session: Session, chosen: Cause) -> list[Fold]:
             )
         made.append(Fold(number, tuple(prompt for prompt in tested if prompt.group in mine), others))
     return made
+
+
+def given(session: Session, chosen: Cause) -> list[Head]:
+    """Return the heads that are given by name; `ValueError` on one that the model does not have."""
+    heads = [parse_head(name) for name in chosen.heads]
+    for layer, head in heads:
+        if layer >= session.n_layers or head >= session.n_heads:
+            raise ValueError(
+                f"{head_name((layer, head))} is no head of {session.provenance.name}: it has {session.n_layers} layers"
+                f" of {session.n_heads} heads, counted from 0"
+            )
+    return heads
+
+
+def cluster(prompt: Prompt) -> str:
+    """Return what is drawn together in intervals: the prompt's group, or the prompt alone where it has none."""
+    return prompt.id if prompt.group is None else str(prompt.group)
 
 
 @dataclass(frozen=True)
@@ -117,11 +168,11 @@ class Trial:
 def planned(chosen: Cause) -> list[Trial]:
     """Return all trials in order: the run itself, its base, ranked sets, random sets, and wider budgets."""
     made = [Trial("none"), Trial("base")]
-    made += [Trial(chosen.kind, count, order) for order in chosen.orders for count in chosen.counts]
+    made += [Trial(chosen.kind, count, order) for order in chosen.orders for count in chosen.sizes(order)]
     made += [
         Trial(chosen.kind, count, "random", order, draw)
         for order in chosen.matched
-        for count in chosen.random_at
+        for count in chosen.sizes(order, at_random=True)
         for draw in range(chosen.draws)
     ]
     return made

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparselens.analyses.cause.plan import Cause, Trial, names_of
+from sparselens.analyses.cause.plan import Cause, Trial, cluster, names_of
 from sparselens.analyses.cause.run import Tested
 from sparselens.analyses.interval import DRAWS, bounds, resamples
 from sparselens.analyses.stage import OUTCOMES
@@ -42,7 +42,7 @@ class Panel:
     @classmethod
     def of(cls, parts: Sequence[Tested]) -> Panel:
         """Return the panel of one fold, or of several put together."""
-        groups = [str(prompt.group) for part in parts for prompt in part.fold.tested]
+        groups = [cluster(prompt) for part in parts for prompt in part.fold.tested]
         trials = [trial for trial in parts[0].outcomes if all(trial in part.outcomes for part in parts)]
         values = {trial: np.concatenate([part.outcomes[trial] for part in parts]) for trial in trials}
         return cls(values, resamples(groups), groups)

@@ -11,7 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparselens.analyses.cause.plan import Cause, Fold, Trial, folds, names_of, planned, ranked, sets_of
+from sparselens.analyses.cause.plan import (
+    GIVEN,
+    Cause,
+    Fold,
+    Trial,
+    folds,
+    given,
+    names_of,
+    planned,
+    ranked,
+    sets_of,
+)
 from sparselens.analyses.cause.ranking import ranking_numbers
 from sparselens.analyses.ledger import Ledger
 from sparselens.analyses.stage import Stage
@@ -73,9 +84,11 @@ class Study:
         return [self._fold(fold) for fold in folds(self.session, self.chosen)]
 
     def _fold(self, fold: Fold) -> Tested:
-        scores, answered = self._ranking(fold.ranking)
+        scores, answered = self._ranking(fold.ranking) if self.chosen.ranks else ({}, 0)
         heads = self.session.n_heads
         order = ranked(scores, heads)
+        if self.chosen.heads:
+            order[GIVEN] = given(self.session, self.chosen)
         trials = planned(self.chosen)
         size = (self.session.n_layers, heads)
         sets = sets_of(trials, order, size, self.chosen.seed, fold.number)
@@ -97,12 +110,12 @@ class Study:
         made = []
         for prompt in prompts:
             self.bar.says(f"ranking · {prompt.name}")
-            key = f"ranking {self.base} {self.policy} {self.chosen.orders} {prompt.id}"
+            key = f"ranking {self.base} {self.policy} {self.chosen.ranks} {prompt.id}"
             made.append(self.ledger.once(key, lambda prompt=prompt: self._rank(prompt)))  # type: ignore[misc]
             self.bar.advance(2 * len(prompt))
             self.bar.finished_prompt()
         means = {}
-        for order in self.chosen.orders:
+        for order in self.chosen.ranks:
             counted = [each for each in made if order != "retrieval" or bool(each["answered"])]
             if not counted:
                 raise ValueError(
@@ -113,7 +126,7 @@ class Study:
         return means, sum(bool(each.get("answered", False)) for each in made)
 
     def _rank(self, prompt: Prompt) -> dict[str, Any]:
-        return ranking_numbers(self.session, prompt, self.base, self.policy, self.kernel, self.chosen.orders)
+        return ranking_numbers(self.session, prompt, self.base, self.policy, self.kernel, self.chosen.ranks)
 
     def _densities(
         self, fold: Fold, sets: Mapping[Trial, tuple[Head, ...]]
@@ -136,7 +149,7 @@ class Study:
             if heads and trial.draw is None:
                 found[trial] = density_of(self.session, _with_heads(self.policy, heads), self.kernel, sample)
         for count in self.chosen.counts if self.policy.budget else ():
-            wanted = found[Trial(self.chosen.kind, count, self.chosen.orders[0])]
+            wanted = found[Trial(self.chosen.kind, count, (*self.chosen.ranks, GIVEN)[0])]
             wider[count], reached = widened(self.session, self.policy, self.kernel, sample, wanted)
             found[Trial("policy", count)] = reached
         return found, wider

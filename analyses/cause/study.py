@@ -10,7 +10,7 @@ import numpy as np
 
 from sparselens.analyses.analysis import Findings, Setting, Shown
 from sparselens.analyses.cause.check import checked
-from sparselens.analyses.cause.plan import Cause, folds, moved, planned
+from sparselens.analyses.cause.plan import GIVEN, Cause, Fold, cluster, folds, moved, planned
 from sparselens.analyses.cause.ranking import DEFINITIONS, ROWS
 from sparselens.analyses.cause.rows import prompt_rows, rows_of, table
 from sparselens.analyses.cause.run import Study, Tested
@@ -58,7 +58,7 @@ def _said(parts: Sequence[Tested]) -> dict[str, Any]:
     return {
         "folds": [
             {
-                "tested": sorted({str(prompt.group) for prompt in part.fold.tested}),
+                "tested": sorted({cluster(prompt) for prompt in part.fold.tested}),
                 "n_tested": len(part.fold.tested),
                 "n_ranking": len(part.fold.ranking),
                 "n_answered": part.n_answered,
@@ -113,7 +113,9 @@ def work(setting: Setting) -> tuple[int, int]:
     trials = len(planned(chosen)) + (len(chosen.counts) if chosen.kind == "run_dense" else 0)
     tested = [prompt for fold in halves for prompt in fold.tested]
     ranking = [prompt for fold in halves for prompt in fold.ranking]
-    passes = 2 + 2 * ("retrieval" in chosen.orders) + 3 * ("estimate" in chosen.orders)
+    passes = (
+        (2 if chosen.ranks else 1) + 2 * ("retrieval" in chosen.orders) + 3 * ("estimate" in chosen.orders)
+    )
     tokens = trials * sum(map(len, tested)) + passes * sum(map(len, ranking))
     return len(tested) + len(ranking), tokens
 
@@ -125,10 +127,18 @@ def cost(setting: Setting) -> str:
     _, tokens = work(setting)
     tested = sum(len(fold.tested) for fold in halves)
     return (
-        f"{tested} prompts × up to {len(planned(chosen))} trials, rankings on"
-        f" {sum(len(fold.ranking) for fold in halves)}: at most {tokens:,} tokens through {setting.model.n_layers}"
+        f"{tested} prompts × up to {len(planned(chosen))} trials,"
+        f" {_ranked_on(chosen, halves)}: at most {tokens:,} tokens through {setting.model.n_layers}"
         " layers; an interrupted run goes on where it stopped"
     )
+
+
+def _ranked_on(chosen: Cause, halves: Sequence[Fold]) -> str:
+    """Return on how many prompts heads are ranked, or what they are instead."""
+    n = sum(len(fold.ranking) for fold in halves)
+    if chosen.ranks:
+        return f"rankings on {n}"
+    return f"heads given, means on {n}" if n else "heads given, none ranked"
 
 
 _SHOWN = """
@@ -202,9 +212,9 @@ def _notes(
         for matched, away in fold.get("moved", {}).items():
             if away:
                 words += f"; of the random heads as {matched}, {away:g} stand in a neighbouring layer"
-        made.append(
-            f"{words}, ranked on the others ({fold['n_ranking']} prompts, {fold['n_answered']} answered by the base)"
-        )
+        if list(args["orders"]) != [GIVEN]:
+            words += f", ranked on the others ({fold['n_ranking']} prompts, {fold['n_answered']} answered by the base)"
+        made.append(words)
     if "estimate" in extra:
         made.append(extra["estimate"]["words"])
     return made
