@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparselens.storage.column import BOOL, F32, F64, NAME, NAMES, U8, U32, Column, Table
+from sparselens.storage.column import BOOL, F32, F64, NAME, NAMES, TEXT, TIME, U8, U32, Column, Table
 from sparselens.storage.head_tables import N_ROWS, ROWS
 from sparselens.storage.run_tables import HEAD, LAYER, PROMPT
 
@@ -220,4 +220,26 @@ ESTIMATES = Table(
     sort=("prompt_id", "layer", "head"),
     writer="analysis_id",
     subject=("base_run",),
+)
+
+NOTES = Table(
+    "notes",
+    "What somebody wrote about a run, by `sparselens note` or on the Runs page: one row per run, the newest.",
+    (
+        SUBJECT,
+        Column(
+            "text",
+            TEXT,
+            "",
+            "the note; NULL where it was taken back. `pack --strip-text` empties it: it may quote a prompt",
+            True,
+            reveals=True,
+        ),
+        Column("written_at", TIME, "UTC", "when it was written"),
+        ANALYSIS,
+    ),
+    key=("run_id",),
+    writer="analysis_id",
+    subject=("run_id",),
+    by_args=False,
 )

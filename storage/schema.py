@@ -48,6 +48,7 @@ _ORDER = (
     head_tables.ACTIVATIONS,
     *feature_tables.FEATURE_TABLES,
     *circuit_tables.CIRCUIT_TABLES,
+    result_tables.NOTES,
     run_tables.SUBJECTS,
 )
 

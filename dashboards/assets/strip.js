@@ -1,4 +1,5 @@
-// Strips of layers and tokens: what lies under the pointer, in A and B; a click selects layer and token.
+// Strips of layers and tokens: what lies under the pointer, in A and B; a click or the arrow keys
+// select layer and token.
 (function () {
   "use strict";
   const lens = (window.sparselens = window.sparselens || {});
@@ -38,10 +39,7 @@
       outline(frame, Number(lens.get("layer") ?? -1), q === null ? -1 : Math.floor(Number(q) / shape(frame).pool));
     }
   };
-  document.addEventListener("pointermove", async function (event) {
-    const frame = event.target.closest && event.target.closest(".strip-frame");
-    if (!frame) return;
-    const at = place(frame, event);
+  async function read(at) {
     for (const each of frames()) outline(each, at.layer, at.column);
     const values = await Promise.all(frames().map(async (each) => [each.dataset.name, await numbers(each), shape(each)]));
     const line = document.getElementById("strip-readout");
@@ -50,7 +48,27 @@
     const token = first === last ? first + " " + lens.token(first) : first + "–" + last;
     const said = values.map(([name, some, s]) => name + " " + (some && at.column < s.columns ? lens.number(some[at.layer * s.columns + at.column], 4) : "–"));
     line.textContent = "layer " + at.layer + "  ×  token " + token + "   " + said.join("   ");
+  }
+  document.addEventListener("pointermove", function (event) {
+    const frame = event.target.closest && event.target.closest(".strip-frame");
+    if (frame) read(place(frame, event));
   });
+  // With the focus in a strip the arrows move its layer and its token, not the head of the page.
+  const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  document.addEventListener("keydown", function (event) {
+    const step = STEPS[event.key];
+    const frame = step && document.activeElement && document.activeElement.closest(".strip-frame");
+    if (!frame || event.metaKey || event.ctrlKey || event.altKey) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    const s = shape(frame);
+    const q = lens.get("q");
+    const layer = Math.min(Math.max(Number(lens.get("layer") ?? 0) + step[0], 0), s.layers - 1);
+    const column = q === null ? 0 : Math.floor(Number(q) / s.pool) + step[1];
+    const at = { layer, column: Math.min(Math.max(column, 0), s.columns - 1), s };
+    lens.go({ layer, q: at.column * s.pool });
+    read(at);
+  }, true);
   document.addEventListener("pointerout", function (event) {
     if (event.target.closest && event.target.closest(".strip-frame") && !(event.relatedTarget && event.relatedTarget.closest && event.relatedTarget.closest(".strip-frame"))) lens.markStrips();
   });

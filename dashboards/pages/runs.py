@@ -8,13 +8,14 @@ from dash import Dash, Input, Output, html
 
 from sparselens.dashboards.metric import meaning
 from sparselens.dashboards.page import PAIR, Page, chosen, message, panel, problem, table, table_height
-from sparselens.dashboards.query import Source, SourceError, capture_command, records
+from sparselens.dashboards.query import Source, SourceError, capture_command, one_line, records
 from sparselens.dashboards.verdict import verified
+from sparselens.storage.notes import LONGEST, note
 
 RUNS = """
 SELECT r.run_id, coalesce(r.name, r.run_id) AS name, r.kind, r.status, r.policy, r.model, r.kernel, r.phase,
        r.off_label, r.n_prompts, r.n_tokens, r.seconds, r.verify_kernel, r.verify_logits, r.verify_calls,
-       strftime(r.created_at, '%Y-%m-%d %H:%M') AS created_at, d.density, l.nll,
+       strftime(r.created_at, '%Y-%m-%d %H:%M') AS created_at, d.density, l.nll, notes.text AS note,
        r.run_id IN (SELECT run_id FROM run_prompts) AND r.kind = 'capture' AS comparable
 FROM runs r
 LEFT JOIN (SELECT run_id, avg(density) AS density FROM head_stats
@@ -22,6 +23,8 @@ LEFT JOIN (SELECT run_id, avg(density) AS density FROM head_stats
 LEFT JOIN (SELECT run_id, avg(nll) AS nll FROM
            (SELECT run_id, prompt_id, avg(nll) AS nll FROM predictions GROUP BY ALL) GROUP BY run_id) l
   USING (run_id)
+LEFT JOIN notes USING (run_id)
+WHERE r.kind <> 'note'
 ORDER BY r.created_at DESC, r.run_id
 """
 NUMERIC = {"type": "rightAligned", "cellRenderer": "Number"}
@@ -31,6 +34,9 @@ COLUMNS: list[dict[str, Any]] = [
     {"field": "name", "headerName": "Run", "minWidth": 150, "flex": 1},
     {"field": "policy", "headerName": "Policy", "minWidth": 220, "flex": 2, "cellClass": "mono",
      "headerTooltip": meaning("runs", "policy")},
+    {"field": "note", "headerName": "Note", "minWidth": 160, "flex": 1, "tooltipField": "note", "editable": True,
+     "cellEditor": "agLargeTextCellEditor", "cellEditorPopup": True, "cellEditorParams": {"maxLength": LONGEST},
+     "headerTooltip": "Enter or a double click writes it into the trace"},
     {"field": "status", "headerName": "Status", "width": 96, "headerTooltip": meaning("runs", "status")},
     {"field": "verified", "headerName": "Verified", "width": 200, "tooltipField": "verified",
      "headerTooltip": "checks of kernel, logits and calls; what failed or was not checked is named"},
@@ -64,8 +70,9 @@ def layout() -> Any:
             panel(
                 "Runs",
                 html.Div(id="runs-empty"),
+                html.Div(id="runs-noted", **{"aria-live": "polite"}),
                 table("runs", COLUMNS, "table page-table", row_height=30),
-                note="everything in this trace, newest first",
+                note="everything in this trace, newest first; Enter or a double click writes a note",
             ),
         ],
         className="runs-page",
@@ -96,6 +103,25 @@ def register(app: Dash, source: Source) -> None:
         Output("runs-empty", "children"),
         Input(PAIR, "data"),
     )(draw_runs)
+
+    def take_note(edits: list[dict[str, Any]] | None) -> Any:
+        return [noted(source, edit["data"]["run_id"], edit["value"] or "") for edit in edits or []]
+
+    app.callback(
+        Output("runs-noted", "children"), Input("runs", "cellValueChanged"), prevent_initial_call=True
+    )(take_note)
+
+
+def noted(source: Source, run: str, text: str) -> Any:
+    """Write a note into the trace; the line that says so, or why it could not be."""
+    if source.path.is_file():
+        return message(f"{source.path} is a packed trace: notes are written into a trace's folder.")
+    try:
+        about = note(source.path, run, text)
+    except ValueError as found:
+        return message(one_line(found))
+    name = about.record.name or about.run_id
+    return html.P(f"Noted on {name}." if text.strip() else f"No note on {name} any more.", className="note")
 
 
 PAGE = Page("Runs", "/runs", 8, layout, register)

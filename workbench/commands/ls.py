@@ -10,7 +10,7 @@ import typer
 _RUNS = """
 SELECT name, run_id, kind, status, model, policy, n_prompts, n_tokens, round(seconds, 1) AS seconds,
        verify_kernel::INT + verify_logits::INT + verify_calls::INT AS verified, created_at
-FROM runs ORDER BY created_at, run_id
+FROM runs WHERE kind <> 'note' ORDER BY created_at, run_id
 """
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+_NOTE = "SELECT text FROM notes WHERE run_id = $run"
+
 
 def show(
     run: Annotated[str, typer.Argument(help="A run's id, its beginning, or its name.")],
@@ -16,6 +18,7 @@ def show(
     """Show one run: model, policy, hashes, versions, checks, the command, and how many rows it has."""
     import json
 
+    from sparselens.storage.reader import connect
     from sparselens.storage.trace import Trace
     from sparselens.workbench.listing import show as show_rows
 
@@ -26,6 +29,9 @@ def show(
         for table, rows in part["rows"].items():
             counts[table] = counts.get(table, 0) + int(rows)
     record |= {"status": found.status, "n_prompts": len(found.prompt_ids), "n_tokens": found.n_tokens}
+    with connect(trace) as opened:
+        notes = opened.sql(_NOTE, {"run": found.run_id}).rows
+    record["note"] = notes[0][0] if notes else None
     if as_json:
         print(json.dumps({**record, "rows": counts}, indent=1))
         return
