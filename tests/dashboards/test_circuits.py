@@ -10,9 +10,8 @@ from typing import Any
 
 import browsing
 import pytest
-from planted_circuit import CIRCUIT, FIRST_WORD, WORDS, planted
+from circuit_trace import FOUND
 
-from sparselens.analyses.circuit.question import ANALYSIS
 from sparselens.dashboards.choice import NO_RUN
 from sparselens.dashboards.circuit import NONE, WITHOUT, circuits, command, off_pair, table
 from sparselens.dashboards.circuit_choice import settle
@@ -23,59 +22,11 @@ from sparselens.dashboards.circuit_shape import Shape
 from sparselens.dashboards.circuit_table import BY_READ, OVERLAPS, node_rows, nodes, overlap_table
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection
-from sparselens.storage.writer import RunWriter
-from sparselens.workbench.token_text import TokenText
-
-GIVEN: dict[str, Any] = {
-    "task": "copying(words=4,again=1)",
-    "references": 1,
-    "n": 4,
-    "sizes": (3, 5, 12),
-    "edges": 60,
-    "steps": 2,
-    "heads": 2,
-    "knockouts": 2,
-}
-NEAR = "a_shape(sink=1,window=2)"
-FOUND = set(CIRCUIT) - {("input", "L1H0.q")}
-"""What the task's references leave of the planted circuit."""
-
-
-OVERLAP: dict[str, Any] = {
-    "circuit_a": "one",
-    "circuit_b": "other",
-    "level": ["heads"],
-    "size": [3],
-    "among": [12],
-    "jaccard": [0.2],
-    "expected": [0.75],
-    "expected_jaccard": [0.14],
-    "p": [0.6],
-    "spearman": [float("nan")],
-}
 
 
 @pytest.fixture(scope="module")
-def planted_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The planted circuit, dense and under a window, without any captured run; one task that is not applicable."""
-    path = tmp_path_factory.mktemp("circuits") / "trace"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TokenText, "words", lambda self: list(range(FIRST_WORD, FIRST_WORD + WORDS)))
-        ANALYSIS.run(planted()[0], path, policy=NEAR, progress=False, **GIVEN)
-    numbers = {"applicable": False, "accuracy": 0.25, "chance": 0.5, "needed": 0.75}
-    about = {"name": "circuit", "kind": "analysis", "policy": "dense", "prompt_set": "ioi(n=16)"}
-    RunWriter.start(path, "cannot", {**about, "extra": numbers}).finish({})
-    for place in range(2):  # asked twice: the newer answer is shown
-        run = RunWriter.start(path, f"reuse-{place}", {"name": "circuit_reuse", "kind": "analysis"})
-        with run.part([]) as part:
-            part.add("circuit_overlaps", {**OVERLAP, "shared": [1 + place]})
-        run.finish({})
-    return path
-
-
-@pytest.fixture(scope="module")
-def source(planted_trace: Path) -> Source:
-    return Source(planted_trace)
+def source(circuit_trace: Path) -> Source:
+    return Source(circuit_trace)
 
 
 @pytest.fixture(scope="module")
@@ -222,8 +173,8 @@ def test_overlaps_are_the_newest_beside_chance(source: Source, pair: dict[str, A
 
 
 @pytest.fixture(scope="module")
-def circuits_served(planted_trace: Path) -> Iterator[str]:
-    yield from browsing.served(planted_trace)
+def circuits_served(circuit_trace: Path) -> Iterator[str]:
+    yield from browsing.served(circuit_trace)
 
 
 @pytest.mark.browser

@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import browsing
 import numpy as np
 import pytest
-from small_session import small_session
 
-from sparselens.analyses.analysis import analyses
 from sparselens.dashboards.feature import CHANGES, OVER, PAIRS, SOURCES, TEXT, sentence, text_figure
 from sparselens.dashboards.feature_panel import card_figure, cards
 from sparselens.dashboards.pages.features import settle
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection
 from sparselens.storage.trace import Trace
-from sparselens.workbench.activations import Stream
-from sparselens.workbench.sae_training import Recipe, train
-from sparselens.workbench.site import Site
-
-TEXTS = [" ".join(f"word{(7 * text + place) % 31}" for place in range(300)) for text in range(20)]
-PROMPTS = [
-    {
-        "id": f"p{number}",
-        "token_ids": np.random.default_rng(number).integers(5, 2900, 40).tolist(),
-        "answer": " cat",
-        "group": f"g{number}",
-    }
-    for number in range(2)
-]
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(feature_trace: Path) -> Source:
     """The pages' source over a trace with features of a base and a window, and a run without any."""
-    session, folder = small_session(), tmp_path_factory.mktemp("pages")
-    stream = Stream(Site.of(session, "blocks.1.attn.hook_z"), text=TEXTS, context=32, block=20, batch=128)
-    sae = train(session, Recipe(stream, features=64, k=8, tokens=4000, learning_rate=3e-3), folder / "sae")
-    policies = ["a_shape(sink=1,window=4)", "a_shape(sink=1,window=8)"]
-    runs = session.capture(PROMPTS, policies=policies, trace=folder / "trace", progress=False)
-    analyses()["features"].run(session, folder / "trace", run=runs[1].run_id, sae=str(sae))
-    return Source(folder / "trace")
+    return Source(feature_trace)
 
 
 @pytest.fixture(scope="module")

@@ -3,52 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import browsing
 import pytest
 from plotly.utils import PlotlyJSONEncoder
+from sweep_trace import METHODS, METRICS
 
 from sparselens.analyses.sweep.frontier import POINTS, ranked, wide
 from sparselens.dashboards.app import create_app
 from sparselens.dashboards.pages.frontier import sections
 from sparselens.dashboards.query import Source
-from sparselens.storage.writer import RunWriter
-
-METHODS = {"window": (0.4, False, 0.0), "trained": (0.9, True, 0.0), "half_dense": (0.6, False, 0.5)}
-METRICS = ("recalled_mass", "write_error", "nll_change")
-
-
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three methods at two densities, as a sweep writes them."""
-    path = tmp_path_factory.mktemp("frontier") / "trace"
-    points = {}
-    for name, (value, off_label, dense) in METHODS.items():
-        for target in (0.1, 0.2):
-            meta = {
-                "kind": "sweep", "policy": f"{name}(k={target})", "phase": "prefill", "off_label": off_label,
-                "lookahead": False, "args": {"method": name, "target": target, "prompts": "prose(n=2)"},
-                "extra": {"unit": "keys", "reached": True},
-            }  # fmt: skip
-            with RunWriter.start(path, meta=meta) as run:
-                run.finish({})
-            points[run.run_id] = (value + target, target, dense)
-    with RunWriter.start(path, meta={"kind": "analysis", "name": "sweep"}) as run:
-        with run.part([]) as part:
-            for run_id, (value, target, dense) in points.items():
-                found = dict.fromkeys(METRICS, value) | {"density": target, "dense_call_share": dense}
-                found |= {f"{metric}{suffix}": 0.3 for metric in METRICS for suffix in ("_random", "_oracle")}
-                found |= {f"{metric}_over_random": value - 0.3 for metric in METRICS}
-                part.add(
-                    "evals",
-                    {
-                        "run_id": run_id, "task": "sweep", "metric": list(found), "value": list(found.values()),
-                        "n": 2, "n_clusters": 2, "ci_low": 0.0, "ci_high": 2.0,
-                    },
-                )  # fmt: skip
-        run.finish({})
-    return path
 
 
 def plain(component: Any) -> str:
@@ -64,8 +31,8 @@ def graphs(component: Any) -> list[Any]:
     return found
 
 
-def test_the_figures_hold_the_stored_numbers(swept: Path) -> None:
-    frame = wide(Source(swept).frame(POINTS, analysis=None))
+def test_the_figures_hold_the_stored_numbers(sweep_trace: Path) -> None:
+    frame = wide(Source(sweep_trace).frame(POINTS, analysis=None))
     (section,) = sections(frame)
     drawn = graphs(section)
     assert len(drawn) == len(METRICS)
@@ -78,12 +45,12 @@ def test_the_figures_hold_the_stored_numbers(swept: Path) -> None:
     assert set(traces["half_dense"].marker.symbol) == {"square"}
 
 
-def test_off_label_and_dense_points_are_listed_without_a_rank(swept: Path) -> None:
-    (section,) = sections(wide(Source(swept).frame(POINTS, analysis=None)))
+def test_off_label_and_dense_points_are_listed_without_a_rank(sweep_trace: Path) -> None:
+    (section,) = sections(wide(Source(sweep_trace).frame(POINTS, analysis=None)))
     text = plain(section)
     assert "off-label" in text
     assert "50% of calls dense" in text
-    frame = wide(Source(swept).frame(POINTS, analysis=None))
+    frame = wide(Source(sweep_trace).frame(POINTS, analysis=None))
     ranks = ranked(frame, "recalled_mass").set_index("method")["rank"]
     assert ranks["window"].tolist() == [1, 1]
     assert ranks[["trained", "half_dense"]].isna().all()
@@ -107,6 +74,27 @@ def ask(path: Path) -> str:
     return str(answer.text)
 
 
-def test_the_page_answers_with_a_section_or_says_what_to_run(swept: Path, trace: Path) -> None:
-    assert "window(k=0.1)" in ask(swept)
+def test_the_page_answers_with_a_section_or_says_what_to_run(sweep_trace: Path, trace: Path) -> None:
+    assert "window(k=0.1)" in ask(sweep_trace)
     assert "sparselens sweep" in ask(trace)
+
+
+@pytest.fixture(scope="module")
+def served(sweep_trace: Path) -> Iterator[str]:
+    yield from browsing.served(sweep_trace)
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("dark", "width"), [(False, 1440), (True, 480)])
+def test_the_page_draws_a_figure_a_metric_and_the_table(
+    visit: Any, served: str, dark: bool, width: int
+) -> None:
+    page = visit(f"{served}frontier", dark=dark, width=width)
+    page.wait_for_function("document.querySelectorAll('#frontier .main-svg .points path').length > 0")
+    assert page.locator("#frontier .js-plotly-plot").count() == len(METRICS)
+    rows = page.locator("#frontier tbody tr")
+    assert rows.count() == 2 * len(METHODS)
+    assert "window(k=0.1)" in rows.nth(0).inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    browsing.shot(page, f"frontier-{'dark-narrow' if dark else 'light'}")
