@@ -13,7 +13,9 @@ from sparselens.dashboards.pattern import EXACT_CELLS, Cells, cells
 from sparselens.dashboards.picture import Scale
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
+from sparselens.dashboards.value_map import value_cells, value_words
 from sparselens.dashboards.verdict import number
+from sparselens.dashboards.weigh import VALUE
 
 LENGTH = "SELECT n_tokens AS n FROM prompts WHERE prompt_id = $prompt"
 TICKS = 5
@@ -35,15 +37,15 @@ def maps(source: Source, selection: Selection) -> dict[str, Drawn]:
     A and B share the range 0 … their maximum; the difference runs from −m to m. When only one of them can
     be exact, both are pooled. Raises SourceError when nothing is stored.
     """
-    fields = ("a", "b", "prompt", "layer", "head", "qs", "ks", "hide", "scale")
+    fields = ("a", "b", "prompt", "layer", "head", "qs", "ks", "hide", "scale", "weigh")
     name = "maps " + " ".join(str(getattr(selection, field)) for field in fields)
     return source.kept(name, lambda: _maps(source, selection))
 
 
 def _maps(source: Source, selection: Selection) -> dict[str, Drawn]:
     length = source.first(LENGTH, prompt=selection.prompt).get("n") or 0
-    found: dict[str, Cells] = {}
-    for side in ("a", "b"):
+    found = value_cells(source, selection, length) if selection.weigh == VALUE else {}
+    for side in ("a", "b") if selection.weigh != VALUE else ():
         run = getattr(selection, side)
         got = cells(source, run, selection, length) if run and length else None
         if got is not None:
@@ -93,8 +95,10 @@ def map_figures(
     ]
 
 
-def how(each: Cells) -> str:
+def how(each: Cells, weigh: str = "attention") -> str:
     """How the cells came about, in words."""
+    if weigh == VALUE:
+        return value_words(each)
     if each.exact:
         return "Exact cells: softmax of the kept q and k (float16) under the recorded selection."
     words = f"Pooled, {each.pool} × {each.pool} tokens a cell: mean over queries of the summed mass on keys."

@@ -29,8 +29,7 @@ WHERE run_id = $run AND prompt_id = $prompt AND pattern = 'executed' AND layer =
 """
 VECTORS = """
 SELECT pos, vector FROM activations
-WHERE run_id = $run AND prompt_id = $prompt AND hook = $hook AND layer = $layer AND head = $head
-  AND pos >= $start AND pos < $stop ORDER BY pos
+WHERE run_id = $run AND prompt_id = $prompt AND hook = $hook AND layer = $layer AND head = $head ORDER BY pos
 """
 KEY_HEADS = """
 SELECT count(DISTINCT head) AS n FROM activations
@@ -144,22 +143,40 @@ def exact_rows(source: Source, run: str, selection: Selection, queries: Window) 
     scores = query @ key.T * (model.get("scale") or query.shape[1] ** -0.5)
     if model.get("softcap"):
         scores = np.tanh(scores / model["softcap"]) * model["softcap"]
-    distance = np.arange(queries.start, queries.stop)[:, None] - np.arange(len(key))[None, :]
-    kept = distance >= 0
-    stored = source.first(MASK, **head)
-    if stored:
-        try:
-            kept = mask.keep_rows(stored["data"], queries.start, queries.stop, len(key))
-        except ValueError as broken:
-            raise SourceError(str(broken)) from broken
-    if model.get("window"):
-        kept = kept & (distance < model["window"])
+    kept = kept_rows(source, run, selection, queries, len(key))
     scores = np.where(kept, scores, -np.inf)
     top = np.where(kept.any(axis=1), scores.max(axis=1), 0.0)
     weights = np.exp(scores - top[:, None])
     total = weights.sum(axis=1)
     _check(source, head, queries, top + np.log(np.where(total > 0, total, 1.0)))
     return np.asarray(weights / np.where(total > 0, total, 1.0)[:, None])
+
+
+def kept_rows(
+    source: Source, run: str, selection: Selection, queries: Window, n_keys: int
+) -> NDArray[np.bool_]:
+    """Which keys the run let each query read, `[queries, keys]`: its selection within what the model allows.
+
+    Raises:
+        SourceError: the stored selection is broken.
+
+    """
+    distance = np.arange(queries.start, queries.stop)[:, None] - np.arange(n_keys)[None, :]
+    kept = distance >= 0
+    stored = source.first(MASK, run=run, prompt=selection.prompt, layer=selection.layer, head=selection.head)
+    if stored:
+        try:
+            kept = mask.keep_rows(stored["data"], queries.start, queries.stop, n_keys)
+        except ValueError as broken:
+            raise SourceError(str(broken)) from broken
+    window = _scores(source, run, selection.layer).get("window")
+    return np.asarray(kept & (distance < window) if window else kept)
+
+
+def allowed_counts(source: Source, run: str, selection: Selection, queries: Window) -> NDArray[np.int64]:
+    """How many keys the model itself lets each query read: `[queries]`."""
+    window = _scores(source, run, selection.layer).get("window")
+    return np.minimum(np.arange(queries.start, queries.stop) + 1, window or queries.stop)
 
 
 def _scores(source: Source, run: str, layer: int | None) -> dict[str, Any]:
@@ -169,29 +186,33 @@ def _scores(source: Source, run: str, layer: int | None) -> dict[str, Any]:
 
 
 def _vectors(source: Source, head: dict[str, Any], queries: Window) -> tuple[Floats, Floats]:
-    at = {
-        **head,
-        "hook": _hook(head["layer"], "q"),
-        "start": queries.start,
-        "stop": queries.stop,
-    }
-    query = source.frame(VECTORS, **at)
-    if len(query) != len(queries):
+    """The head's queries `[queries, dim]` and its keys up to the last of them `[keys, dim]`."""
+    query = _kept_vectors(source, {**head, "hook": _hook(head["layer"], "q")})
+    if len(query) < queries.stop:
         raise SourceError("Exact cells need q and k: capture with --keep qk.")
-    at["hook"] = _hook(head["layer"], "k")
+    hook = _hook(head["layer"], "k")
     key_heads = source.first(
-        KEY_HEADS, run=head["run"], prompt=head["prompt"], layer=head["layer"], hook=at["hook"]
+        KEY_HEADS, run=head["run"], prompt=head["prompt"], layer=head["layer"], hook=hook
     )["n"]
     heads = source.first(HEADS, run=head["run"], prompt=head["prompt"])["n"]
     if not key_heads or not heads or heads % key_heads:
         raise SourceError("Exact cells need the keys of every key-value head: capture with --keep qk.")
-    group = heads // key_heads
-    key = source.frame(VECTORS, **{**at, "head": head["head"] // group, "start": 0})
-    if len(key) != queries.stop:
+    key = _kept_vectors(source, {**head, "hook": hook, "head": head["head"] // (heads // key_heads)})
+    if len(key) < queries.stop:
         raise SourceError("Exact cells need the keys of every position: capture with --keep qk.")
-    return np.stack(query["vector"].to_list()).astype(np.float64), np.stack(key["vector"].to_list()).astype(
-        np.float64
-    )
+    return query[queries.start : queries.stop].astype(np.float64), key[: queries.stop].astype(np.float64)
+
+
+def _kept_vectors(source: Source, at: dict[str, Any]) -> NDArray[np.float32]:
+    """All vectors of one hook and head by position, `[positions, dim]`; empty unless every position is there."""
+
+    def stacked() -> NDArray[np.float32]:
+        found = source.run(VECTORS, at).df()
+        if found.empty or found["pos"].iloc[-1] != len(found) - 1:
+            return np.empty((0, 0), np.float32)
+        return np.stack(found["vector"].to_list()).astype(np.float32)
+
+    return source.kept("vectors " + " ".join(str(value) for value in at.values()), stacked)
 
 
 def _check(source: Source, head: dict[str, Any], queries: Window, lse: Floats) -> None:

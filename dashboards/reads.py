@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from sparselens.dashboards.choice import parents
+from sparselens.dashboards.edge import bases, edges
+from sparselens.dashboards.heatmap import LENGTH
 from sparselens.dashboards.pattern import exact_rows
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection, Window
 from sparselens.dashboards.verdict import number
+from sparselens.dashboards.weigh import VALUE, norms, weighed
 
 SIDE = """
 SELECT {other} AS pos, p, p_base, kept FROM edges
@@ -33,15 +35,15 @@ SELECT run_id, unstored_mass, sink_mass, entropy FROM row_stats
 WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
   AND q_pos = $q
 """
-PARENTS = "SELECT run_id, parents FROM runs WHERE run_id IN ($a, $b)"
 LEAST = 1e-4
+DIGITS = 6
 
 
 def reads(source: Source, selection: Selection) -> dict[str, Any]:
     """The keys that query `selection.q` reads (`way` = reads), or the queries that read key q (readers).
 
-    Lists of equal length: `keys` (positions), `a` and `b` (mass or None where it is not stored), `kept_a`
-    and `kept_b`; `exact` says that the whole row was computed from q and k; `sentence` sums it up.
+    Lists of equal length: `keys` (positions), `a` and `b` (mass, or its share by value; None where it is not stored),
+    `kept_a` and `kept_b`; `exact` says that the whole row was computed from q and k; `sentence` sums it up.
     """
     if selection.q is None or selection.layer is None or selection.head is None:
         raise SourceError("Choose a token and a head.")
@@ -53,13 +55,54 @@ def reads(source: Source, selection: Selection) -> dict[str, Any]:
         found = _stored(source, selection)
     rows = source.records(ROW, **_head(selection)) if selection.way == "reads" else []
     facts = {row["run_id"]: row for row in rows}
+    sentence = _sentence(selection, facts, found, exact=exact)
+    if selection.weigh == VALUE:
+        found = found if exact else _by_value(source, selection, found, facts)
+        whole = "the row's sum" if exact else "the sum over stored keys; what is left out is in no share"
+        sentence += f" By value: shares of p · ‖W_O v‖ in {whole}."
+    for side in ("a", "b"):
+        found[side] = [None if value is None else round(value, DIGITS) for value in found[side]]
     return {
         "q": selection.q,
         "way": selection.way,
+        "weigh": selection.weigh,
         "exact": exact,
-        "sentence": _sentence(selection, facts, found, exact=exact),
+        "sentence": sentence,
         **found,
     }
+
+
+def _by_value(
+    source: Source, selection: Selection, found: dict[str, list[Any]], facts: dict[str, dict[str, Any]]
+) -> dict[str, list[Any]]:
+    """The same lists with shares of p · ‖W_O v‖ in place of masses; key 0 counts in a row's sum if it is known."""
+    length = _length(source, selection)
+    shares: dict[str, list[Any]] = {}
+    for side in ("a", "b"):
+        run = getattr(selection, side)
+        if not run:
+            continue
+        norm = norms(source, run, selection, length)
+        if selection.way == "readers":
+            frame = edges(source, selection)
+            sizes = (frame[side].fillna(0.0) * norm[frame["k"].to_numpy()]).groupby(frame["q"]).sum()
+            totals = [float(sizes.get(query, 0.0)) for query in found["keys"]]
+            own = [float(norm[int(selection.q or 0)])] * len(totals)
+        else:
+            own = [float(norm[key]) for key in found["keys"]]
+            total = sum((value or 0.0) * each for value, each in zip(found[side], own, strict=True))
+            if 0 not in found["keys"]:
+                total += (facts.get(run, {}).get("sink_mass") or 0.0) * float(norm[0])
+            totals = [total] * len(own)
+        shares[side] = [
+            None if value is None else value * each / total if total > 0 else 0.0
+            for value, each, total in zip(found[side], own, totals, strict=True)
+        ]
+    return {**found, **shares}
+
+
+def _length(source: Source, selection: Selection) -> int:
+    return int(source.first(LENGTH, prompt=selection.prompt).get("n") or 0)
 
 
 def _head(selection: Selection) -> dict[str, Any]:
@@ -68,11 +111,9 @@ def _head(selection: Selection) -> dict[str, Any]:
 
 
 def _stored(source: Source, selection: Selection) -> dict[str, list[Any]]:
-    family = {row["run_id"]: parents(row) for row in source.records(PARENTS, a=selection.a, b=selection.b)}
     rows = source.records(
         QUERY_READS if selection.way == "reads" else KEY_READERS,
-        a_is_base=selection.a in family.get(selection.b, []),
-        b_is_base=selection.b in family.get(selection.a, []),
+        **bases(source, selection),
         **_head(selection),
     )
     named = {"keys": "pos", "a": "a", "b": "b", "kept_a": "kept_a", "kept_b": "kept_b"}
@@ -82,27 +123,28 @@ def _stored(source: Source, selection: Selection) -> dict[str, list[Any]]:
 def _exact(source: Source, selection: Selection) -> dict[str, list[Any]] | None:
     """Whole rows of both runs from the kept q and k, or None when either was not kept."""
     at = Window(int(selection.q or 0), int(selection.q or 0) + 1)
-    sides = {}
+    runs = {name: getattr(selection, name) for name in ("a", "b") if getattr(selection, name)}
     try:
-        for name in ("a", "b"):
-            run = getattr(selection, name)
-            if run:
-                sides[name] = exact_rows(source, run, selection, at)[0]
+        sides = {name: exact_rows(source, run, selection, at) for name, run in runs.items()}
     except SourceError:
         return None
     if not sides:
         return None
-    most = np.max(np.stack(list(sides.values())), axis=0)
-    keys = np.flatnonzero(most >= LEAST)
+    keys = np.flatnonzero(np.max(np.concatenate(list(sides.values())), axis=0) >= LEAST)
+    kept = {name: (row[0, keys] > 0).tolist() for name, row in sides.items()}
+    if selection.weigh == VALUE:
+        length = _length(source, selection)
+        sides = {
+            name: weighed(row, norms(source, runs[name], selection, length)) for name, row in sides.items()
+        }
+    values = {name: row[0, keys].tolist() for name, row in sides.items()}
     none: list[Any] = [None] * len(keys)
-    values = {name: row[keys].tolist() for name, row in sides.items()}
-    dropped = {name: [mass > 0 for mass in masses] for name, masses in values.items()}
     return {
         "keys": keys.tolist(),
         "a": values.get("a", none),
         "b": values.get("b", none),
-        "kept_a": dropped.get("a", none),
-        "kept_b": dropped.get("b", none),
+        "kept_a": kept.get("a", none),
+        "kept_b": kept.get("b", none),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 MOST_HEADS = 600  # that a link lists
+MOST_RUNS = 8  # that are compared with one base at once
 _HEAD = re.compile(r"L(\d{1,3})H(\d{1,3})", re.ASCII)
 SIDES = ("a", "b", "diff")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -21,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "shade": ("diff", "a", "b"),
     "way": ("reads", "readers"),
     "side": ("a", "b", "diff"),
+    "weigh": ("attention", "value"),
     "scale": ("sqrt", "linear", "log"),
     "hide": ("0", "1"),
     "whose": SIDES,
@@ -132,11 +134,15 @@ class Selection:
     layer: int | None = None
     head: int | None = None
     q: int | None = None
+    brush: Window | None = None
+    runs: str = ""
+    picked: Heads | None = None
     qs: Window | None = None
     ks: Window | None = None
     shade: str = "diff"
     way: str = "reads"
     side: str = "b"
+    weigh: str = "attention"
     hide: str = "0"
     scale: str = "sqrt"
     sql: str = ""
@@ -216,6 +222,14 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _runs(text: str) -> str:
+    """Read `ID,ID,…`, each id once; raises ValueError for more than are compared at once."""
+    found = list(dict.fromkeys(word for word in text.split(",") if word))
+    if len(found) > MOST_RUNS:
+        raise ValueError(f"it lists {len(found)} runs, up to {MOST_RUNS} are compared at once")
+    return ",".join(found)
+
+
 def _one_of(name: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in CHOICES[name]:
@@ -227,7 +241,9 @@ def _one_of(name: str) -> Callable[[str], str]:
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("layer", "head", "q", "top", "feature", "size"), _number),
-    **dict.fromkeys(("qs", "ks"), Window.parse),
+    **dict.fromkeys(("qs", "ks", "brush"), Window.parse),
+    "runs": _runs,
+    "picked": Heads.parse,
     "box": Box.parse,
     "only": Heads.parse,
     **{name: _one_of(name) for name in CHOICES},

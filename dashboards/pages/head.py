@@ -1,265 +1,102 @@
-"""Head: one head in A and B. Its statistics, what each token reads or is read by, and its maps."""
+"""Head: one head in A and B. Its maps, what each token reads, where the mass went, numbers, prompts, what tests it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
+from dash import ClientsideFunction, Dash, Input, dcc, html
 
-from sparselens.dashboards.heatmap import how, map_figures, maps
-from sparselens.dashboards.metric import STATS, meaning
-from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem, switch
-from sparselens.dashboards.query import Source, SourceError, records
-from sparselens.dashboards.span import SPANS, span_links
-from sparselens.dashboards.verdict import number
-
-STATISTICS = """
-SELECT run_id, rows, n_rows, {columns} FROM head_stats
-WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
-""".replace("{columns}", ", ".join(STATS))
-SIDES = """
-SELECT {place} AS place, '{name}' AS statistic, max({name}) FILTER (run_id = $a) AS a,
-       max({name}) FILTER (run_id = $b) AS b, b - a AS change
-FROM s WHERE rows = $over_rows
-"""
-TABLE = f"WITH s AS ({STATISTICS}) {{}} ORDER BY place".format(
-    " UNION ALL ".join(SIDES.format(place=place, name=name) for place, name in enumerate(STATS))
+from sparselens.dashboards.head_command import COMMAND_FIELDS, commands_panel, register_commands
+from sparselens.dashboards.head_panel import (
+    MAP_FIELDS,
+    READ_FIELDS,
+    map_panel,
+    register_maps,
+    register_text,
+    text_panel,
 )
-ROWS_KEPT = """
-SELECT DISTINCT rows FROM head_stats
-WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND layer = $layer AND head = $head
-"""
-TOKENS = "SELECT pos, text, is_special FROM tokens WHERE prompt_id = $prompt ORDER BY pos"
-FIRST_QUERY = """
-SELECT coalesce((SELECT start - 1 FROM spans WHERE prompt_id = $prompt AND name = 'answer' AND start > 0),
-                (SELECT n_tokens - 1 FROM prompts WHERE prompt_id = $prompt)) AS q
-"""
-SINKS = """
-SELECT run_id, sink_mass FROM head_stats
-WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND rows = 'all'
-  AND layer = $layer AND head = $head
-"""
-SCORES = """
-SELECT metric, any_value(definition) AS definition,
-       max(value) FILTER (run_id = $a) AS a, max(value) FILTER (run_id = $b) AS b
-FROM head_scores WHERE run_id IN ($a, $b) AND layer = $layer AND head = $head GROUP BY metric ORDER BY metric
-"""
-DAMAGE = """
-SELECT scope, rows, n_rows, write_error, kept_mass, js FROM diffs
-WHERE run_a = $a AND run_b = $b AND prompt_id = $prompt AND layer = $layer AND head = $head
-ORDER BY scope, rows
-"""
+from sparselens.dashboards.head_prompt import PROMPT_FIELDS, prompts_panel, register_prompts
+from sparselens.dashboards.head_study import STUDY_FIELDS, register_study, study_panel
+from sparselens.dashboards.mass_panel import MASS_FIELDS, mass_panel, register_mass
+from sparselens.dashboards.number_panel import (
+    HEAD_FIELDS,
+    ROW_FIELDS,
+    SCORE_FIELDS,
+    numbers_panel,
+    register_numbers,
+    register_scores,
+    scores_panel,
+)
+from sparselens.dashboards.page import Page, parts, switch
+from sparselens.dashboards.query import Source
 
-HEAD_FIELDS = part("a", "b", "prompt", "layer", "head", "rows")
-READ_FIELDS = part("a", "b", "prompt", "layer", "head")
-MAP_FIELDS = part("a", "b", "prompt", "layer", "head", "qs", "ks", "hide", "scale")
-
-
-def statistics_figure(rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> Any:
-    """The table of statistics of A and B; definitions are in the tooltips of the names."""
-    lines = [
-        (row["statistic"], meaning("head_stats", row["statistic"]), row["a"], row["b"], row["change"])
-        for row in rows
-    ]
-    lines += [(row["metric"], row["definition"] or "", row["a"], row["b"], None) for row in scores]
-    body = [
-        html.Tr(
-            [
-                html.Th(html.Abbr(name.replace("_", " "), title=what), scope="row"),
-                html.Td(number(a)),
-                html.Td(number(b)),
-                html.Td(number(change), className="rising" if (change or 0) > 0 else "falling"),
-            ]
-        )
-        for name, what, a, b, change in lines
-        if a is not None or b is not None
-    ]
-    top = html.Tr([html.Th(word, scope="col") for word in ("statistic", "A", "B", "B − A")])
-    return html.Table([html.Thead(top), html.Tbody(body)], className="numbers")
-
-
-def damage_figure(rows: list[dict[str, Any]]) -> Any:
-    """What this head changed between A and B, by scope and rows."""
-    names = ("write_error", "kept_mass", "js")
-    top = [html.Th("scope · rows", scope="col")]
-    top += [
-        html.Th(html.Abbr(name.replace("_", " "), title=meaning("diffs", name)), scope="col")
-        for name in names
-    ]
-    body = [
-        html.Tr(
-            [
-                html.Th(
-                    f"{row['scope']} · {row['rows']}", scope="row", title=f"over {row['n_rows']} query rows"
-                ),
-                *[html.Td(number(row[name])) for name in names],
-            ]
-        )
-        for row in rows
-    ]
-    return html.Table([html.Thead(html.Tr(top)), html.Tbody(body)], className="numbers")
-
-
-def reading_figure(frame: Any, spans: list[dict[str, Any]], start: int) -> dict[str, Any]:
-    """The prompt's tokens as plain data; the browser asks for the reads of a token when it is hovered."""
-    rows = records(frame)
-    return {
-        "kind": "attention",
-        "texts": [row["text"] if row["text"] is not None else "▯" for row in rows],
-        "special": [bool(row["is_special"]) for row in rows],
-        "spans": spans,
-        "start": start,
-    }
+FIELDS = (
+    HEAD_FIELDS, ROW_FIELDS, MAP_FIELDS, READ_FIELDS, MASS_FIELDS, SCORE_FIELDS, PROMPT_FIELDS, STUDY_FIELDS,
+    COMMAND_FIELDS,
+)  # fmt: skip
+LAZY = ("seen-prompts", "seen-scores", "seen-study")
+"""Panels further down: their stores become true when they come into view (`assets/head.js`)."""
 
 
 def layout() -> Any:
     """The page before anything is drawn in it."""
     return html.Div(
         [
-            *parts(HEAD_FIELDS, READ_FIELDS, MAP_FIELDS),
+            *parts(*FIELDS),
+            *[dcc.Store(id=name) for name in LAZY],
             dcc.Store(id="reading-data"),
-            html.Header(
+            _top(),
+            html.Div(
                 [
-                    html.H1(id="head-title"),
-                    html.Span("arrow keys move to the neighbouring head", className="note"),
+                    map_panel(),
+                    html.Div([text_panel(), mass_panel()], className="columns"),
                     html.Div(
                         [
-                            switch("Scale", "scale", [("sqrt", "√"), ("linear", "linear"), ("log", "log")]),
-                            switch("Sinks", "hide", [("0", "Show sinks"), ("1", "Hide sinks")]),
+                            html.Div([numbers_panel()], className="column"),
+                            html.Div([prompts_panel(), commands_panel()], className="column"),
                         ],
-                        className="tools",
+                        className="columns",
                     ),
-                ],
-                className="page-head",
-            ),
-            html.Div(
-                [_map_panel(), html.Div([_text_panel(), _numbers_panel()], className="columns head-columns")]
+                    study_panel(),
+                    scores_panel(),
+                ]
             ),
         ],
         className="head-page",
     )
 
 
-def _map_panel() -> Any:
-    return panel(
-        "Map",
-        html.Div(id="maps", className="maps"),
-        html.P(id="map-readout", className="readout", **{"aria-live": "polite"}),
-        html.P(id="map-how", className="note"),
-        tools=[
-            html.Button("Around the query", type="button", className="action", **{"data-action": "around"}),
-            html.Button(
-                "Whole map", type="button", className="action", **{"data-go": '{"qs":null,"ks":null}'}
+def _top() -> Any:
+    return html.Header(
+        [
+            html.H1(id="head-title"),
+            html.Div(id="head-roles", className="roles", role="group", **{"aria-label": "Roles"}),
+            html.Span("arrow keys move to the neighbouring head", className="note"),
+            html.Div(
+                [
+                    html.Div(id="head-rows"),
+                    switch("Weigh keys by", "weigh", [("attention", "Attention"), ("value", "By value")]),
+                    switch("Scale", "scale", [("sqrt", "√"), ("linear", "linear"), ("log", "log")]),
+                    switch("Sinks", "hide", [("0", "Show sinks"), ("1", "Hide sinks")]),
+                ],
+                className="tools",
             ),
         ],
-        note="queries (destination) down, keys (source) across; drag to zoom",
-    )
-
-
-def _text_panel() -> Any:
-    return panel(
-        "Text",
-        html.Div(id="reading-spans", className="spans"),
-        html.P(id="reads", className="readout", **{"aria-live": "polite"}),
-        html.Ul(id="top-keys", className="chips", **{"aria-label": "The strongest of them, A → B"}),
-        html.Div(
-            id="text",
-            className="text tall",
-            tabIndex="0",
-            **{"aria-label": "The prompt's tokens, shaded by attention"},
-        ),
-        tools=[
-            switch("Direction", "way", [("reads", "What it reads"), ("readers", "Who reads it")]),
-            switch("Run", "side", [("b", "B"), ("a", "A"), ("diff", "B − A")]),
-        ],
-        note="hover a token; click locks it",
-    )
-
-
-def _numbers_panel() -> Any:
-    return panel(
-        "Numbers",
-        html.Div(id="statistics"),
-        html.Div(id="damage"),
-        note="executed pattern; hover a name for its definition",
+        className="page-head",
     )
 
 
 def register(app: Dash, source: Source) -> None:
     """Wire the panels to the selection."""
-    _register_numbers(app, source)
-    _register_pictures(app, source)
-    app.clientside_callback(ClientsideFunction("sparselens", "text"), Input("reading-data", "data"))
-
-
-def _register_numbers(app: Dash, source: Source) -> None:
-    def draw_numbers(data: dict[str, Any] | None) -> Any:
-        selection = chosen(data)
-        if selection is None or selection.layer is None or not selection.prompt:
-            return "Head", message("No head is chosen: this trace has no captured run."), None
-        at = {name: getattr(selection, name) for name in ("a", "b", "prompt", "layer", "head")}
-        try:
-            kept = [row["rows"] for row in source.records(ROWS_KEPT, **at)]
-            over = selection.rows if selection.rows in kept else "all"
-            table = statistics_figure(
-                source.records(TABLE, over_rows=over, **at),
-                source.records(SCORES, **{name: at[name] for name in ("a", "b", "layer", "head")}),
-            )
-            damage = source.records(DAMAGE, **at)
-        except SourceError as found:
-            return selection.head_name, problem(found), None
-        caption = html.P(f"Means over the rows {over} of this prompt.", className="note")
-        below = [html.H3("Difference B against A"), damage_figure(damage)] if damage else None
-        return selection.head_name, [caption, table], below
-
-    app.callback(
-        Output("head-title", "children"),
-        Output("statistics", "children"),
-        Output("damage", "children"),
-        Input(HEAD_FIELDS, "data"),
-    )(draw_numbers)
-
-
-def _register_pictures(app: Dash, source: Source) -> None:
-    def draw_text(data: dict[str, Any] | None) -> Any:
-        selection = chosen(data)
-        if selection is None or not selection.prompt:
-            return None, None
-        try:
-            spans = source.records(SPANS, prompt=selection.prompt)
-            start = source.first(FIRST_QUERY, prompt=selection.prompt).get("q") or 0
-            return reading_figure(source.frame(TOKENS, prompt=selection.prompt), spans, start), span_links(
-                spans
-            )
-        except SourceError as found:
-            return None, problem(found)
-
-    app.callback(
-        Output("reading-data", "data"), Output("reading-spans", "children"), Input(READ_FIELDS, "data")
-    )(draw_text)
-
-    def draw_maps(data: dict[str, Any] | None, settled: dict[str, Any] | None) -> Any:
-        selection = chosen(data)
-        if selection is None or settled is None or selection.layer is None or not selection.prompt:
-            return None, None
-        at = {name: getattr(selection, name) for name in ("a", "b", "prompt", "layer", "head")}
-        try:
-            drawn = maps(source, selection)
-            masses = {row["run_id"]: row["sink_mass"] for row in source.records(SINKS, **at)}
-        except SourceError as found:
-            return problem(found), None
-        sinks = {"a": masses.get(selection.a), "b": masses.get(selection.b)}
-        hidden = " Key 0's column is hidden, its mass is printed." if selection.hide == "1" else ""
-        return map_figures(drawn, selection, sinks, settled["seen"]), how(
-            next(iter(drawn.values())).cells
-        ) + hidden
-
-    app.callback(
-        Output("maps", "children"),
-        Output("map-how", "children"),
-        Input(MAP_FIELDS, "data"),
-        State("selection", "data"),
-    )(draw_maps)
+    register_numbers(app, source)
+    register_text(app, source)
+    register_mass(app, source)
+    register_maps(app, source)
+    register_commands(app, source)
+    register_prompts(app, source)
+    register_study(app, source)
+    register_scores(app, source)
+    app.clientside_callback(ClientsideFunction("sparselens", "watch"), Input("head-title", "children"))
 
 
 PAGE = Page("Head", "/head", 2, layout, register)

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from sparselens.dashboards.grid import HEADS, HOLDS_ZERO, grid_figure, legend
+from sparselens.dashboards.head_number import SIDES, TABLE, statistics_figure
+from sparselens.dashboards.head_panel import reading_figure
 from sparselens.dashboards.key import KEY_ROWS, KEYS, QUERIES, keys_figure
 from sparselens.dashboards.loss import HEADLINE, TEXT, text_figure
-from sparselens.dashboards.pages.head import SIDES, TABLE, reading_figure, statistics_figure
 from sparselens.dashboards.pages.runs import RUNS, table_figure
 from sparselens.dashboards.pages.sql import SAMPLES, samples
 from sparselens.dashboards.query import Source
@@ -147,7 +148,7 @@ def test_head_statistics_are_those_of_both_runs(source: Source) -> None:
     )
     assert rows["entropy"]["a"] == pytest.approx(direct[0]["entropy"])
     assert rows["entropy"]["change"] == pytest.approx(direct[2]["entropy"] - direct[0]["entropy"])
-    assert "mean over rows" in plain(statistics_figure(list(rows.values()), []))
+    assert "mean over rows" in plain(statistics_figure(list(rows.values())))
     assert "{place}" in SIDES
 
 
