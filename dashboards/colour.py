@@ -64,12 +64,30 @@ def palette(kind: str, theme: str, levels: int = 256) -> Bytes:
 
 
 def variables(theme: str) -> str:
-    """CSS custom properties `--seq-0 … --seq-32` and `--div-0 … --div-32` of a theme."""
+    """CSS custom properties of a theme: `--seq-0 … --seq-32`, `--div-0 … --div-32`, and `--on-…` for text on each."""
     return "".join(
-        f"--{kind}-{level}:#{red:02x}{green:02x}{blue:02x};"
+        f"--{kind}-{level}:#{red:02x}{green:02x}{blue:02x};--on-{kind}-{level}:{ink((red, green, blue))};"
         for kind in ("seq", "div")
         for level, (red, green, blue) in enumerate(palette(kind, theme, LEVELS + 1).tolist())
     )
+
+
+def luminance(colour: tuple[int, int, int]) -> float:
+    """Relative luminance of an sRGB colour, 0 to 1 (WCAG 2.1)."""
+    part = np.array(colour, dtype=np.float64) / 255
+    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
+    """Contrast ratio of two sRGB colours, 1 to 21 (WCAG 2.1); text is read from 4.5 on."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def ink(paper: tuple[int, int, int]) -> str:
+    """Black or white, whichever is read better on a colour; one of the two has a contrast of 4.58 at least."""
+    return "#fff" if contrast(paper, (255, 255, 255)) > contrast(paper, (0, 0, 0)) else "#000"
 
 
 def level(value: float | None, low: float, high: float) -> int | None:

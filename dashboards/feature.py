@@ -131,8 +131,7 @@ def _example(each: Example, top: float) -> Any:
                     plain(each.before) + " " * (len(token) - len(word)),
                     html.Mark(
                         word or "∅",
-                        className="strong" if step >= 15 else "",
-                        style={"--step": f"var(--seq-{step})"},
+                        style={"background": f"var(--seq-{step})", "color": f"var(--on-seq-{step})"},
                     ),
                     plain(each.after),
                 ],

@@ -9,7 +9,7 @@ from typing import Any
 
 from dash import html
 
-from sparselens.dashboards.colour import LEVELS, level
+from sparselens.dashboards.colour import level
 from sparselens.dashboards.verdict import number
 
 NEEDLES = """
@@ -164,15 +164,13 @@ def _cell(cell: Cell, side: str, shown: str, high: float, chosen: str, about: st
     top = high if shown == "nll" else 1.0
     step = level(value, -top if side == "diff" else 0.0, top) or 0
     kind = "div" if side == "diff" else "seq"
-    dark = step >= LEVELS // 2 - 1 if kind == "seq" else step <= 5 or step >= 27
     mark = "" if side == "diff" else _mark(*cell.answered(side))
     said = mark if shown == "answered" and side != "diff" else _two(value)
     text = f"{said} {mark}" if shown == "nll" and mark else said
     label = f"{about}, {SIDES[side]}: {_spoken(cell, side)}"
-    style = {"background": f"var(--{kind}-{step})"}
-    name = "needle strong" if dark else "needle"
+    style = {"background": f"var(--{kind}-{step})", "color": f"var(--on-{kind}-{step})"}
     if whole:
-        return html.Td(html.Span(text, className=name, style=style, title=label))
+        return html.Td(html.Span(text, className="needle", style=style, title=label))
     here = any(row["prompt_id"] == chosen for row in cell.prompts)
     picked = chosen if here else cell.prompts[0]["prompt_id"]
     go = json.dumps({"prompt": picked, "q": None, "qs": None, "ks": None})
@@ -181,7 +179,7 @@ def _cell(cell: Cell, side: str, shown: str, high: float, chosen: str, about: st
         html.Button(
             text,
             type="button",
-            className=name,
+            className="needle",
             style=style,
             title=label,
             **{

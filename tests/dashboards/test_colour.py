@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparselens.dashboards.colour import LEVELS, level, palette
+from sparselens.dashboards.colour import LEVELS, contrast, ink, level, palette
 from sparselens.dashboards.picture import Scale, png
 
 
@@ -59,3 +59,13 @@ def test_pixels_are_the_palette_at_the_cells_place_and_nan_is_transparent() -> N
 
 def test_levels_are_clipped_and_missing_values_have_none() -> None:
     assert [level(value, 0, 1) for value in (-1, 0, 0.5, 2, None, float("nan"))] == [0, 0, 16, 32, None, None]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["seq", "div"])
+def test_text_on_any_step_of_a_scale_is_read(kind: str, theme: str) -> None:
+    colours = {"#000": (0, 0, 0), "#fff": (255, 255, 255)}
+    for red, green, blue in palette(kind, theme, LEVELS + 1).tolist():
+        paper = (red, green, blue)
+        assert contrast(paper, colours[ink(paper)]) >= 4.5
+    assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
