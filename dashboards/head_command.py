@@ -17,7 +17,8 @@ SELECT run_id, model, dtype, coalesce(policy, '') AS policy FROM runs WHERE run_
 SETS = """
 SELECT DISTINCT json_extract_string(p.metadata, '$.set') AS name FROM prompts p
 WHERE p.prompt_id IN (SELECT prompt_id FROM run_prompts WHERE run_id = $run)
-  AND p.prompt_id IN (SELECT prompt_id FROM spans WHERE name = 'answer') AND json_extract_string(p.metadata, '$.set') IS NOT NULL
+  AND p.prompt_id IN (SELECT prompt_id FROM spans WHERE name = 'answer')
+  AND json_extract_string(p.metadata, '$.set') IS NOT NULL
 ORDER BY name
 """
 COMMAND_FIELDS = part("a", "b", "layer", "head")

@@ -34,6 +34,7 @@ PALETTE = (
     "#ffaabb", "#77aadd",
 )  # fmt: skip
 GREY = "#8a8f98"
+LEGEND = 12  # methods that a legend names; of more, the pointer does
 
 
 def wide(points: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +105,7 @@ def figure(frame: pd.DataFrame, metric: str = "recalled_mass") -> go.Figure:
     for role, symbol in (("oracle", "line-ew-open"), ("random", "x-thin-open")):
         made.add_trace(_reference(frame, metric, role, symbol))
     methods = sorted(frame["method"].unique())
-    names = _short(methods)
+    names = short(methods)
     for number, method in enumerate(methods):
         points = frame[frame["method"] == method].sort_values("density")
         made.add_trace(_method(points, metric, names[method], PALETTE[number % len(PALETTE)]))
@@ -117,6 +118,8 @@ def figure(frame: pd.DataFrame, metric: str = "recalled_mass") -> go.Figure:
         font={"color": GREY},
         margin={"l": 60, "r": 10, "t": 10, "b": 45},
         height=420,
+        legend={"orientation": "h", "y": -0.18, "yanchor": "top", "x": 0, "font": {"size": 11}},
+        showlegend=len(methods) <= LEGEND,
     )
     made.update_xaxes(gridcolor="rgba(138,143,152,0.25)", tickformat=".0%")
     made.update_yaxes(gridcolor="rgba(138,143,152,0.25)")
@@ -147,7 +150,7 @@ def _method(points: pd.DataFrame, metric: str, name: str, colour: str) -> go.Sca
         mode="lines+markers",
         name=name,
         line={"color": colour, "width": 1.5, "dash": "dot" if points["off_label"].any() else "solid"},
-        marker={"symbol": _symbols(points), "size": 9, "color": colour, "line": {"width": 2}},
+        marker={"symbol": symbols(points), "size": 9, "color": colour, "line": {"width": 2}},
         error_y={
             "type": "data",
             "array": points[f"{metric}_high"] - value,
@@ -160,7 +163,7 @@ def _method(points: pd.DataFrame, metric: str, name: str, colour: str) -> go.Sca
     )
 
 
-def _short(methods: Sequence[str]) -> dict[str, str]:
+def short(methods: Sequence[str]) -> dict[str, str]:
     """Return what a legend calls each method: its name, its whole call where two share the name."""
     plain = [method.partition("(")[0] for method in methods]
     return {
@@ -169,7 +172,8 @@ def _short(methods: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _symbols(points: pd.DataFrame) -> Sequence[str]:
+def symbols(points: pd.DataFrame) -> Sequence[str]:
+    """Return how each point is drawn: hollow where off-label, square where calls ran dense."""
     made = []
     for _, row in points.iterrows():
         shape = (

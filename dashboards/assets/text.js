@@ -53,9 +53,9 @@
   };
 
   function paint(token, scale, level) {
-    token.style.background = level === null || level === 0 ? "" : "var(--" + scale + "-" + level + ")";
-    const strong = scale === "seq" ? level >= 15 : level !== null && (level <= 5 || level >= 27);
-    token.classList.toggle("strong", level !== null && level !== 0 && strong);
+    const plain = level === null || (scale === "seq" && level === 0);
+    token.style.background = plain ? "" : "var(--" + scale + "-" + level + ")";
+    token.style.color = plain ? "" : "var(--on-" + scale + "-" + level + ")";
   }
 
   lens.shade = function () {
@@ -83,6 +83,7 @@
 
   lens.markTokens = function () {
     if (!shown.data) return;
+    if (lens.markBrush) lens.markBrush(shown.tokens);
     document.querySelector(".token.chosen")?.classList.remove("chosen");
     const q = lens.get("q");
     if (q !== null) {
@@ -186,7 +187,7 @@
       if (data.notes && data.notes[pos]) lines.push(data.notes[pos]);
       const span = (data.spans || []).filter((s) => s.start <= pos && pos < s.stop).map((s) => s.name);
       if (span.length) lines.push("span " + span.join(", "));
-      if (pos > 0 && data.kind === "loss") lines.push("click: keys of the row that predicts it");
+      if (pos > 0 && data.kind === "loss") lines.push("click: keys of the row that predicts it; drag: a range");
     } else if (shown.reads) {
       const i = shown.at?.get(pos);
       const who = shown.reads.way === "reads" ? "read by query " + shown.reads.q : "reads key " + shown.reads.q;

@@ -7,12 +7,17 @@ from typing import Any
 from dash import Dash, Input, Output, dcc, html
 from pandas import isna
 
+from sparselens.analyses.sweep.dots import dots
 from sparselens.analyses.sweep.frontier import POINTS, figure, headline, marks, ranked, wide
 from sparselens.analyses.sweep.metric import METRICS
+from sparselens.dashboards.choice import NO_RUN
 from sparselens.dashboards.page import PAIR, Page, message, panel, problem
 from sparselens.dashboards.query import Source, SourceError
+from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.verdict import number
 
+MANY = 6
+"""Points of one density from which on they are also drawn one below the other."""
 KEY = (
     "Lines join a method's points; bars are 95 % intervals. Grey: the oracle (–) and random selections (×) of each "
     "point's own shape. Hollow: off-label, not ranked. Square: some calls ran dense. Triangle: nearest density that "
@@ -33,7 +38,7 @@ def table_figure(frame: Any, metric: str) -> Any:
         html.Tr(
             [
                 html.Td(_rank(row["rank"])),
-                html.Th(row["policy"], scope="row", className="mono"),
+                html.Th(_called(row), scope="row", className="mono"),
                 html.Td(number(row["density"])),
                 *[html.Td(_cell(row, name)) for name in shown],
                 html.Td(marks(row)),
@@ -48,6 +53,11 @@ def table_figure(frame: Any, metric: str) -> Any:
 
 def _spoken(name: str) -> str:
     return name.replace("_over_random", " − random").replace("_", " ")
+
+
+def _called(row: Any) -> Any:
+    """The method; the whole call, which may be long, behind it."""
+    return html.Details([html.Summary(row["method"].partition("(")[0]), row["policy"]])
 
 
 def _rank(value: Any) -> str:
@@ -81,13 +91,37 @@ def sections(frame: Any) -> list[Any]:
             panel(
                 f"{phase}",
                 html.P(KEY, className="note"),
-                html.Div(graphs, className="columns"),
+                html.Div(graphs, className="columns frontier-columns"),
+                *_dots(points),
                 html.Div(table_figure(points, "recalled_mass"), className="frontier-table"),
                 note=str(prompts),
                 name=f"panel-frontier-{place}",
             )
         )
     return made
+
+
+def _dots(points: Any) -> list[Any]:
+    """A figure for each density that many points share."""
+    counts = points.groupby("target").size()
+    return [
+        html.Figure(
+            [
+                html.Figcaption(f"{count} methods asked for a density of {number(target)}, by recalled mass"),
+                dcc.Graph(figure=dots(points, headline(points), target), config={"displaylogo": False}),
+            ],
+            className="frontier-figure frontier-dots",
+        )
+        for target, count in counts.items()
+        if count >= MANY
+    ]
+
+
+def settle(source: Source, selection: Selection, notices: list[str]) -> Selection:
+    """The selection as it is; sweeps need no captured run, so that none is there is not said."""
+    if NO_RUN in notices and not source.frame(POINTS, analysis=None).empty:
+        notices.remove(NO_RUN)
+    return selection
 
 
 def layout() -> Any:
@@ -118,4 +152,4 @@ def sweep_command(source: Source) -> str:
     )
 
 
-PAGE = Page("Frontier", "/frontier", 7, layout, register)
+PAGE = Page("Frontier", "/frontier", 7, layout, register, settle)
