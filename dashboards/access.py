@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 from hmac import compare_digest
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from flask import Flask, Response, request
 
@@ -41,6 +41,12 @@ def register(server: Flask, token: str | None) -> None:
         return _own_name() if token is None else _shown(token)
 
     server.before_request(decide)
+
+
+def from_own_page() -> bool:
+    """Whether the request now answered was made by a page of this server: what starts something asks that."""
+    site = request.headers.get("Sec-Fetch-Site", "same-origin")
+    return site == "same-origin" and urlsplit(request.headers.get("Origin", "")).netloc == request.host
 
 
 def _no(why: str) -> Response:

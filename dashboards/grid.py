@@ -38,11 +38,14 @@ def grid_figure(
     group: int = 0,
     roles: Mapping[At, str] | None = None,
     unsure: Collection[At] = (),
+    *,
+    means: str = "",
 ) -> dict[str, Any]:
     """A layer × head grid as plain data: `values` row by row, layer 0 first; None where there is no row.
 
     `shape` is (layers, heads); `group` is the number of query heads that share a key-value head. `roles` are labels by
     layer and head, whose cells are outlined; `unsure` are the heads whose interval holds 0, whose cells are hatched.
+    `means` is said in place of the metric's own meaning.
     """
     drawn = metric(name)
     layers, heads = shape
@@ -62,7 +65,7 @@ def grid_figure(
     return {
         "label": f"{name} of every head, layers down, heads across",
         "metric": name,
-        "meaning": drawn.meaning,
+        "meaning": means or drawn.meaning,
         "layers": layers,
         "heads": heads,
         "group": group,

@@ -26,6 +26,17 @@ WHERE $q IS NOT NULL OR span.start IS NULL
    OR ($rows <> 'span:answer' AND q_pos >= span.start AND q_pos < span.stop)
 ORDER BY CASE WHEN span.start IS NULL THEN -coalesce(r.write_error, 0) ELSE q_pos END LIMIT $most
 """
+BRUSH_ROWS = """
+SELECT q_pos, any_value(r.unstored_mass) AS unstored_mass, any_value(r.write_error) AS write_error,
+       count(*) OVER () AS n_rows
+FROM edges e LEFT JOIN (SELECT * FROM row_stats WHERE run_id = $b AND prompt_id = $prompt AND pattern = 'executed'
+                        AND layer = $layer AND head = $head AND q_pos >= $first AND q_pos < $stop) r
+  USING (q_pos)
+WHERE e.run_id = $b AND e.prompt_id = $prompt AND e.layer = $layer AND e.head = $head
+  AND q_pos >= $first AND q_pos < $stop
+GROUP BY q_pos ORDER BY any_value(r.write_error) DESC NULLS LAST, q_pos LIMIT $most
+"""
+"""Of brushed rows those that changed most; `n_rows` counts all that have stored keys."""
 KEYS = """
 SELECT e.q_pos, e.k_pos, e.p, e.p_base, e.kept, t.text,
        row_number() OVER (PARTITION BY e.q_pos ORDER BY coalesce(e.p_base, e.p) DESC, e.k_pos) AS place

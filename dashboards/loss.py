@@ -51,8 +51,19 @@ WHERE a.run_id = $a AND a.prompt_id = $prompt
 """
 
 
-def headline(loss: dict[str, Any], run: dict[str, Any], worst: dict[str, Any], selection: Selection) -> Any:
-    """The sentence, and under it what it is over and the head that changed most."""
+def headline(
+    loss: dict[str, Any],
+    run: dict[str, Any],
+    worst: dict[str, Any],
+    selection: Selection,
+    rows: str = "",
+    *,
+    repaired: str = "",
+) -> Any:
+    """The sentence, and under it what it is over and the head that changed most.
+
+    `rows`: which rows that head is the worst of; `repaired`: what heads that were given back repair.
+    """
     n = loss.get("n_prompts") or 0
     over = "this prompt" if selection.over == "prompt" else f"{n} prompts, weighted equally"
     below: list[Any] = [f"Nats a token, over {over}."]
@@ -60,7 +71,7 @@ def headline(loss: dict[str, Any], run: dict[str, Any], worst: dict[str, Any], s
         below.append(f" KL from BASE on affected rows {number(loss['affected_kl'])}.")
     if worst:
         below += [
-            f" Changed most in what it writes ({selection.rows}, {selection.scope}): ",
+            f" Changed most in what it writes ({rows or f'{selection.rows}, {selection.scope}'}): ",
             html.A(
                 worst["head_name"],
                 href="/head" + selection.search(layer=worst["layer"], head=worst["head"]),
@@ -68,7 +79,17 @@ def headline(loss: dict[str, Any], run: dict[str, Any], worst: dict[str, Any], s
             ),
             f", write error {number(worst['write_error'])}.",
         ]
-    return [html.P(verdict(loss, run), className="sentence"), html.P(below, className="note")]
+    lines = [html.P(verdict(loss, run), className="sentence"), html.P(below, className="note")]
+    return [*lines, html.P(repaired, className="repaired")] if repaired else lines
+
+
+def brushed_words(loss: dict[str, Any], tokens: str) -> str:
+    """How many rows a brush has and what A and B lose on its tokens."""
+    n = loss.get("n") or 0
+    if not n:
+        return f"{tokens.capitalize()}: no row of this prompt predicts that."
+    lost = f"NLL {number(loss['a'])} → {number(loss['b'])} nats a token"
+    return f"Brushed: {tokens}; {n} rows predict them; {lost}. Heads, table and keys are of these rows."
 
 
 def text_figure(frame: Any, loss: float, change: float, spans: list[dict[str, Any]]) -> dict[str, Any]:

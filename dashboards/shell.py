@@ -15,7 +15,8 @@ KEYS = (
     ("← ↑ → ↓", "move to the neighbouring head"),
     ("[  ]", "previous, next prompt"),
     ("s", "swap A and B"),
-    ("Esc", "clear the query, the zoom and the rectangle"),
+    ("Shift + ← →", "brush the text token by token (Compare)"),
+    ("Esc", "clear the query, the brush, the zoom and the rectangle"),
     ("?", "this list"),
 )
 INDEX = """<!DOCTYPE html>

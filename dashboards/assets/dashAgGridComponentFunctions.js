@@ -14,6 +14,10 @@
     const target = here ? { "data-cell": name } : { "data-page": "/head" };
     return make("button", { type: "button", className: "link", "data-go": go, "aria-current": chosen ? "true" : undefined, title: here ? "Select " + name : "Open " + name, ...target }, name);
   };
+  own.PickHead = function (props) {
+    const name = props.data.head_name;
+    return make("button", { type: "button", className: "pick", role: "checkbox", "data-pick": name, "aria-checked": String(window.sparselens.isPicked(name)), "aria-label": "Give " + name + " back", title: "Pick " + name + ", to be given back" });
+  };
   own.TokenLink = function (props) {
     const { pos, text } = props.data;
     const word = (text ?? "").replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";

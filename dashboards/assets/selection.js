@@ -45,6 +45,7 @@
       option.setAttribute("aria-pressed", String(chosen === value));
     }
     if (lens.markTokens) lens.markTokens();
+    if (lens.markPicks) lens.markPicks();
     if (lens.markStrips) lens.markStrips();
     if (lens.markEdges) lens.markEdges();
   };
@@ -82,7 +83,7 @@
     const options = lens.prompts || [];
     const at = options.indexOf(lens.get("prompt"));
     const next = options[Math.min(Math.max(at + by, 0), options.length - 1)];
-    if (next) lens.go({ prompt: next, q: null, qs: null, ks: null });
+    if (next) lens.go({ prompt: next, q: null, qs: null, ks: null, brush: null });
   };
   lens.move = function (layers, heads) {
     const shape = lens.shape || [0, 0];
@@ -107,7 +108,7 @@
     ArrowUp: () => lens.move(-1, 0), ArrowDown: () => lens.move(1, 0),
     ArrowLeft: () => lens.move(0, -1), ArrowRight: () => lens.move(0, 1),
     "[": () => lens.step(-1), "]": () => lens.step(1), s: lens.swap, "?": () => lens.help(),
-    Escape: () => lens.go({ q: null, qs: null, ks: null, box: null, only: null, edge: null, node: null }),
+    Escape: () => lens.go({ q: null, brush: null, qs: null, ks: null, box: null, only: null, edge: null, node: null }),
   };
   document.addEventListener("keydown", function (event) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.id === "query") {
@@ -190,7 +191,8 @@
         if (values[i] !== null && values[i] !== undefined && settled && values[i] !== settled) changes[id.choose] = values[i];
       });
       if (Object.keys(changes).length) {
-        if (changes.prompt) Object.assign(changes, { q: null, qs: null, ks: null });
+        if (changes.prompt) Object.assign(changes, { q: null, qs: null, ks: null, brush: null });
+        if (changes.rows) changes.brush = null;
         if (changes.task || changes.a || changes.b) Object.assign(changes, { circuit_a: null, circuit_b: null, edge: null });
         lens.go(changes);
       }
