@@ -31,6 +31,7 @@ from sparselens.dashboards.page import (
     switch,
     table,
     table_height,
+    text_place,
 )
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.score_list import filled
@@ -75,12 +76,7 @@ def text_panel() -> Any:
     """The text before it is there."""
     return panel(
         "Text",
-        html.Div(
-            id="text",
-            className="text tall",
-            tabIndex="0",
-            **{"aria-label": "The prompt's tokens, shaded by the activation of the feature"},
-        ),
+        text_place("The prompt's tokens, shaded by the activation of the feature"),
         html.P(id="text-legend", className="note legend"),
         html.Div(id="feature-sources"),
         tools=[switch("Shade by", "shade", [("diff", "B − A"), ("a", "A"), ("b", "B")])],

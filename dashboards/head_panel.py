@@ -7,7 +7,7 @@ from typing import Any
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 
 from sparselens.dashboards.heatmap import how, map_figures, maps
-from sparselens.dashboards.page import chosen, panel, part, problem, switch
+from sparselens.dashboards.page import chosen, panel, part, problem, switch, text_place
 from sparselens.dashboards.query import Source, SourceError, records
 from sparselens.dashboards.span import SPANS, span_links
 from sparselens.dashboards.weigh import DEFINITION, NOT_IMPORTANCE
@@ -49,13 +49,10 @@ def text_panel() -> Any:
         "Text",
         html.Div(id="reading-spans", className="spans"),
         html.P(id="reads", className="readout", **{"aria-live": "polite"}),
-        html.Ul(id="top-keys", className="chips", **{"aria-label": "The strongest of them, A → B"}),
-        html.Div(
-            id="text",
-            className="text tall",
-            tabIndex="0",
-            **{"aria-label": "The prompt's tokens, shaded by attention"},
+        html.Ul(
+            id="top-keys", className="chips", tabIndex="0", **{"aria-label": "The strongest of them, A → B"}
         ),
+        text_place("The prompt's tokens, shaded by attention"),
         html.Details(
             [html.Summary(NOT_IMPORTANCE), html.P(DEFINITION, className="note")], className="defined"
         ),

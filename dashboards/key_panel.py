@@ -33,7 +33,12 @@ def keys_panel() -> Any:
             "dropped by the policy. Click a token above to choose the row that predicts it.",
             className="note",
         ),
-        html.Div(id="keys"),
+        html.Div(
+            id="keys",
+            tabIndex="0",
+            role="group",
+            **{"aria-label": "Keys of the chosen head, strongest first"},
+        ),
         tools=[
             html.Span(id="keys-head", className="head-name"),
             html.A("Open head", href="/head", **{"data-page": "/head"}),

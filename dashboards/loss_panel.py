@@ -9,7 +9,7 @@ from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 from sparselens.dashboards.brush import active, brushed_loss, words
 from sparselens.dashboards.change import change
 from sparselens.dashboards.loss import HEADLINE, RUN, TEXT, TEXT_RANGE, brushed_words, headline, text_figure
-from sparselens.dashboards.page import chosen, message, panel, part, parts, problem, switch
+from sparselens.dashboards.page import chosen, message, panel, part, parts, problem, switch, text_place
 from sparselens.dashboards.query import Source, SourceError, records
 from sparselens.dashboards.repair import repair_words
 from sparselens.dashboards.selection import Selection
@@ -27,9 +27,7 @@ def text_panel() -> Any:
         *parts(TEXT_FIELDS, BRUSH_FIELDS),
         dcc.Store(id="loss-data"),
         html.Div(id="loss-spans", className="spans"),
-        html.Div(
-            id="text", className="text", tabIndex="0", **{"aria-label": "The prompt's tokens, shaded by loss"}
-        ),
+        text_place("The prompt's tokens, shaded by loss", tall=False),
         html.Div(id="brush-line", className="brush-line", **{"aria-live": "polite"}),
         html.P(id="text-legend", className="note legend diverging"),
         tools=[switch("Shade by", "shade", [("diff", "RUN − BASE"), ("a", "BASE"), ("b", "RUN")])],

@@ -122,6 +122,17 @@ def problem(found: SourceError) -> Any:
     return message(str(found), found.advice)
 
 
+def text_place(label: str, *, tall: bool = True) -> Any:
+    """Where the browser puts a prompt's tokens; it scrolls, so that keys reach it."""
+    return html.Div(
+        id="text",
+        className="text tall" if tall else "text",
+        tabIndex="0",
+        role="group",
+        **{"aria-label": label},
+    )
+
+
 def table(name: str, columns: list[dict[str, Any]], classes: str = "table", *, row_height: int = 26) -> Any:
     """A table without rows: sortable, resizable columns; its rows and its height come with a callback."""
     return dag.AgGrid(

@@ -7,7 +7,17 @@ from typing import Any
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 
 from sparselens.dashboards.heatmap import LENGTH
-from sparselens.dashboards.page import HIDDEN, chosen, panel, part, problem, switch, table, table_height
+from sparselens.dashboards.page import (
+    HIDDEN,
+    chosen,
+    panel,
+    part,
+    problem,
+    switch,
+    table,
+    table_height,
+    text_place,
+)
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.sink import EDGE, RECEIVED, SINK_TOKENS, TEXT, plain_lists, text_figure, token_rows
@@ -52,12 +62,7 @@ def text_panel() -> Any:
     """The text before it is there."""
     return panel(
         "Text",
-        html.Div(
-            id="text",
-            className="text tall",
-            tabIndex="0",
-            **{"aria-label": "The prompt's tokens, shaded by the mass they receive, sink tokens framed"},
-        ),
+        text_place("The prompt's tokens, shaded by the mass they receive, sink tokens framed"),
         html.P(id="text-legend", className="note legend"),
         html.P(
             [
