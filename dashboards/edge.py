@@ -1,4 +1,4 @@
-"""The stored edges of one head in both runs: every query and key that either run lists, with both masses."""
+"""What is stored row by row of one head in both runs: each query and key that either run lists, and sums of rows."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ SELECT q_pos::INTEGER AS q, k_pos::INTEGER AS k, coalesce(a.p, CASE WHEN $a_is_b
        coalesce(b.p, CASE WHEN $b_is_base THEN a.p_base END) AS b, a.kept AS kept_a, b.kept AS kept_b
 FROM a FULL JOIN b USING (q_pos, k_pos) ORDER BY q, k
 """.format(a=SIDE.format(run="a"), b=SIDE.format(run="b"))
+ROWS = """
+SELECT run_id, q_pos, sink_mass, unstored_mass, entropy, isinf(lse) AND lse < 0 AS is_empty FROM row_stats
+WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
+ORDER BY q_pos
+"""
 PARENTS = "SELECT run_id, parents FROM runs WHERE run_id IN ($a, $b)"
 
 
@@ -35,6 +40,15 @@ def edges(source: Source, selection: Selection) -> Any:
             f"{selection.head_name} has more than {MAX_ROWS:,} stored edges in this prompt: choose a row."
         )
     return found
+
+
+def row_stats(source: Source, selection: Selection) -> Any:
+    """A frame of the head's rows in both runs: masses on the first token and on what is not stored, entropy.
+
+    `is_empty`: the run keeps no key in this row.
+    """
+    at = {name: getattr(selection, name) for name in ("a", "prompt", "layer", "head")}
+    return source.frame(ROWS, b=selection.b or None, **at)
 
 
 def bases(source: Source, selection: Selection) -> dict[str, bool]:

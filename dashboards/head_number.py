@@ -121,17 +121,17 @@ def damage_figure(rows: list[dict[str, Any]]) -> Any:
 
 
 def scores_figure(rows: list[dict[str, Any]]) -> list[Any]:
-    """A table of scores for each analysis, the first one open; every name opens to definition, rows, prompts and n."""
+    """A table of scores for each analysis, the first two open; every name opens to definition, rows, prompts and n."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["analysis"], []).append(row)
     return [
         html.Details(
             [
-                html.Summary([analysis, html.Span(f" {len(found)} scores", className="note")]),
+                html.Summary([analysis, html.Span(f" {len(found)} score{'s'[: len(found) > 1]}", className="note")]),
                 html.Div(_scores_table(found), className="scroll"),
             ],
-            open=not place,
+            open=place < 2,
             className="group",
         )
         for place, (analysis, found) in enumerate(groups.items())
@@ -158,7 +158,7 @@ def _n(row: dict[str, Any], side: str) -> str:
     if row[f"{side}_n"] is None:
         return "not stored"
     groups = row[f"{side}_groups"]
-    return f"{row[f'{side}_n']}" + (f" in {groups} groups" if groups is not None else "")
+    return f"{row[f'{side}_n']:.0f}" + (f" in {groups:.0f} groups" if groups is not None else "")
 
 
 def _line(name: Any, row: dict[str, Any], *, intervals: bool = False) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -59,6 +60,18 @@ def of_pair(source: Source, selection: Selection) -> list[dict[str, Any]]:
     return sorted(found, key=lambda study: not any(row["place"] for row in sets(source, study, selection)))
 
 
+def settle_study(source: Source, selection: Selection, notices: list[str]) -> Selection:
+    """The selection with a study of the pair, where the trace has one; a link's unknown study is said."""
+    found = [study["analysis_id"] for study in of_pair(source, selection)]
+    if selection.study in found or not found:
+        return selection
+    if selection.study and selection.study not in [
+        study["analysis_id"] for study in studies(source, selection.b)
+    ]:
+        notices.append(f"There is no study {selection.study[:60]!r} in this trace, another was chosen.")
+    return replace(selection, study=found[0])
+
+
 def sets(source: Source, study: dict[str, Any], selection: Selection) -> list[dict[str, Any]]:
     """Of each order and fold: the smallest set that has the head, the largest there is, the head's place, its rank."""
     name, at = study["analysis_id"], {"layer": selection.layer, "head": selection.head}
@@ -108,10 +121,10 @@ def ranks_figure(found: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]
     body = []
     for row in found:
         among = f" of {row['heads']}" if row["heads"] else ""
-        rank = "not ranked" if row["rank"] is None else f"{row['rank']}{among}"
+        rank = "not ranked" if row["rank"] is None else f"{row['rank']:.0f}{among}"
         point = points.get(row["order_by"], {}).get(row["first_set"])
         outcome = "" if point is None else f"{number(point['value'])} {_interval(point)}"
-        first = "in no set" if row["first_set"] is None else f"from {row['first_set']} heads on"
+        first = "in no set" if row["first_set"] is None else f"from {row['first_set']:.0f} heads on"
         body.append(
             html.Tr(
                 [

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparselens.dashboards.edge import edges
+from sparselens.dashboards.edge import edges, row_stats
 from sparselens.dashboards.key_class import NOT_STORED, SINKS, Classes
 from sparselens.dashboards.pattern import MASK, exact_rows, kept_rows
 from sparselens.dashboards.query import Source, SourceError
@@ -26,11 +26,6 @@ WHOLE = 1 << 23
 """Cells (rows × keys) up to which whole rows are computed from q and k."""
 OVER = 1e-3
 """What the stored masses of a row may exceed 1 by, float16 of older traces included."""
-ROWS = """
-SELECT run_id, q_pos, sink_mass, isinf(lse) AND lse < 0 AS is_empty FROM row_stats
-WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
-ORDER BY q_pos
-"""
 KEPT_OF_A = """
 SELECT n_rows, kept_mass FROM diffs
 WHERE run_a = $a AND run_b = $b AND prompt_id = $prompt AND scope = 'local_mask' AND rows = $rows
@@ -148,7 +143,7 @@ def _stored(source: Source, selection: Selection, rows: Ints, classes: Classes, 
     at = {name: getattr(selection, name) for name in ("a", "b", "prompt", "layer", "head")}
     frame = edges(source, selection)
     frame = frame[frame["q"].isin(rows)]
-    stats = source.frame(ROWS, **at)
+    stats = row_stats(source, selection)
     stats = stats[stats["q_pos"].isin(rows)]
     if frame.empty:
         raise SourceError(f"No edges of {selection.head_name} are stored for these rows.")

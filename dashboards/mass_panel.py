@@ -106,7 +106,7 @@ def _table(found: Mass) -> Any:
     for name in ("kept", "dropped", "gained"):
         known = [getattr(each, name) for each in found.parts]
         sums[name] = None if None in known else sum(known)
-    cells = [*_cells(sums), html.Td(number(round((sums["b"] or 0.0) - (sums["a"] or 0.0), 9)))]
+    cells = [*_cells(sums), html.Td(number(round((sums["b"] or 0.0) - (sums["a"] or 0.0), 9) + 0.0))]
     foot = html.Tr([html.Th("all keys", scope="row"), *cells])
     top = html.Tr([html.Th(word, scope="col") for word in COLUMNS])
     return html.Table([html.Thead(top), html.Tbody(body), html.Tfoot(foot)], className="numbers mass-table")

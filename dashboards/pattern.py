@@ -42,7 +42,6 @@ WHERE run_id = $run AND prompt_id = $prompt AND layer = $layer AND head = $head
 LSE = """
 SELECT q_pos, lse FROM row_stats
 WHERE run_id = $run AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
-  AND q_pos >= $start AND q_pos < $stop
 """
 SCORES = "SELECT json_extract(extra, '$.scores[' || $layer || ']') AS scores FROM runs WHERE run_id = $run"
 KEPT = "SELECT hook FROM activations WHERE run_id = $run AND prompt_id = $prompt AND hook = $hook LIMIT 1"
@@ -216,8 +215,8 @@ def _kept_vectors(source: Source, at: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def _check(source: Source, head: dict[str, Any], queries: Window, lse: Floats) -> None:
-    stored = source.frame(LSE, start=queries.start, stop=queries.stop, **head).dropna()
-    stored = stored[np.isfinite(stored["lse"])]
+    stored = source.frame(LSE, **head)
+    stored = stored[stored["q_pos"].between(queries.start, queries.stop - 1) & np.isfinite(stored["lse"])]
     if stored.empty:
         return
     off = np.abs(lse[stored["q_pos"].to_numpy() - queries.start] - stored["lse"].to_numpy())

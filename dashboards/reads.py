@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from sparselens.dashboards.edge import bases, edges
+from sparselens.dashboards.edge import bases, edges, row_stats
 from sparselens.dashboards.heatmap import LENGTH
 from sparselens.dashboards.pattern import exact_rows
-from sparselens.dashboards.query import Source, SourceError
+from sparselens.dashboards.query import Source, SourceError, records
 from sparselens.dashboards.selection import Selection, Window
 from sparselens.dashboards.verdict import number
-from sparselens.dashboards.weigh import VALUE, norms, weighed
+from sparselens.dashboards.weigh import VALUE, MissingNormsError, norms, weighed
 
 SIDE = """
 SELECT {other} AS pos, p, p_base, kept FROM edges
@@ -30,16 +30,21 @@ QUERY_READS = STORED.format(
 KEY_READERS = STORED.format(
     a=SIDE.format(other="q_pos", this="k_pos", run="a"), b=SIDE.format(other="q_pos", this="k_pos", run="b")
 )
-ROW = """
-SELECT run_id, unstored_mass, sink_mass, entropy FROM row_stats
-WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
-  AND q_pos = $q
-"""
 LEAST = 1e-4
 DIGITS = 6
 
 
 def reads(source: Source, selection: Selection) -> dict[str, Any]:
+    """The reads of `selection.q`; by value where ‖W_O v‖ is not stored: no keys, and the `problem`."""
+    try:
+        return _reads(source, selection)
+    except MissingNormsError as missing:
+        at = {"q": selection.q, "way": selection.way, "weigh": selection.weigh, "exact": False}
+        none: dict[str, list[Any]] = {"keys": [], "a": [], "b": [], "kept_a": [], "kept_b": []}
+        return {**at, **none, "problem": str(missing)}
+
+
+def _reads(source: Source, selection: Selection) -> dict[str, Any]:
     """The keys that query `selection.q` reads (`way` = reads), or the queries that read key q (readers).
 
     Lists of equal length: `keys` (positions), `a` and `b` (mass, or its share by value; None where it is not stored),
@@ -53,8 +58,7 @@ def reads(source: Source, selection: Selection) -> dict[str, Any]:
     exact = found is not None
     if found is None:
         found = _stored(source, selection)
-    rows = source.records(ROW, **_head(selection)) if selection.way == "reads" else []
-    facts = {row["run_id"]: row for row in rows}
+    facts = _facts(source, selection) if selection.way == "reads" else {}
     sentence = _sentence(selection, facts, found, exact=exact)
     if selection.weigh == VALUE:
         found = found if exact else _by_value(source, selection, found, facts)
@@ -99,6 +103,12 @@ def _by_value(
             for value, each, total in zip(found[side], own, totals, strict=True)
         ]
     return {**found, **shares}
+
+
+def _facts(source: Source, selection: Selection) -> dict[str, dict[str, Any]]:
+    """What `row_stats` has of the query, by run."""
+    stats = row_stats(source, selection)
+    return {row["run_id"]: row for row in records(stats[stats["q_pos"] == selection.q])}
 
 
 def _length(source: Source, selection: Selection) -> int:

@@ -29,12 +29,16 @@ DEFINITION = (
 )
 
 
+class MissingNormsError(SourceError):
+    """‖W_O v‖ of a head is not in the trace."""
+
+
 def norms(source: Source, run: str, selection: Selection, length: int) -> Floats:
-    """‖W_O^h v‖ of every key of the prompt under a run, `[length]`; SourceError where they are not all stored."""
+    """‖W_O^h v‖ of every key of the prompt under a run, `[length]`; MissingNormsError unless all are stored."""
     at = {name: getattr(selection, name) for name in ("prompt", "layer", "head")}
     found = source.frame(NORMS, run=run, **at)
     if len(found) < length or found["pos"].iloc[-1] != len(found) - 1 or found.isna().to_numpy().any():
-        raise SourceError(
+        raise MissingNormsError(
             f"‖W_O v‖ of {selection.head_name} is not stored for this prompt and run (table value_norms). A capture "
             "stores it of every head and layer that it records: capture again without --heads and --layers, or with "
             f"--heads {selection.head_name}."

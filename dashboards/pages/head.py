@@ -16,7 +16,7 @@ from sparselens.dashboards.head_panel import (
     text_panel,
 )
 from sparselens.dashboards.head_prompt import PROMPT_FIELDS, prompts_panel, register_prompts
-from sparselens.dashboards.head_study import STUDY_FIELDS, register_study, study_panel
+from sparselens.dashboards.head_study import STUDY_FIELDS, register_study, settle_study, study_panel
 from sparselens.dashboards.mass_panel import MASS_FIELDS, mass_panel, register_mass
 from sparselens.dashboards.number_panel import (
     HEAD_FIELDS,
@@ -99,4 +99,4 @@ def register(app: Dash, source: Source) -> None:
     app.clientside_callback(ClientsideFunction("sparselens", "watch"), Input("head-title", "children"))
 
 
-PAGE = Page("Head", "/head", 2, layout, register)
+PAGE = Page("Head", "/head", 2, layout, register, settle_study)
