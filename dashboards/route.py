@@ -10,7 +10,6 @@ import csv
 import gzip
 import io
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow as pa
 from flask import Flask, Response, request
 from pyarrow import parquet
 
+from sparselens.dashboards.asset import Packer, brotli, encoding
 from sparselens.dashboards.heatmap import side_cells
 from sparselens.dashboards.multiple import layer_png
 from sparselens.dashboards.picture import png
@@ -33,6 +33,9 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 )
 KEEP = {"Cache-Control": "private, max-age=600"}  # their addresses change with the trace
+FOREVER = "public, max-age=31536000, immutable"  # the address of an asset changes with it
+CODE = ("/_dash-component-suites/", "/assets/")
+SWIFT = 4  # quality of brotli for what is answered once
 WORTH = ("application/json", "text/", "application/javascript", "image/svg")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -103,7 +106,8 @@ def register(server: Flask, source: Source) -> None:
 
     server.get("/view/sql.parquet")(view_parquet)
 
-    server.after_request(_finish)
+    packer = Packer()
+    server.after_request(lambda response: _finish(response, packer))
 
 
 def _answer(make: Callable[[Selection], Response], *beside: str) -> Response:
@@ -153,31 +157,32 @@ def _harmless(value: Any) -> Any:
     return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
-def _finish(response: Response) -> Response:
+def _finish(response: Response, packer: Packer) -> Response:
     response.headers.setdefault("Content-Security-Policy", POLICY)
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("Referrer-Policy", "no-referrer")
+    if request.path.startswith("/assets/") and "m" in request.args and response.status_code == 200:
+        response.headers["Cache-Control"] = FOREVER
     if (
-        "gzip" not in request.headers.get("Accept-Encoding", "")
-        or not (response.mimetype or "").startswith(WORTH)
+        not (response.mimetype or "").startswith(WORTH)
         or response.status_code != 200
         or "Content-Encoding" in response.headers
     ):
+        return response
+    response.headers["Vary"] = "Accept-Encoding"
+    how = encoding(request.headers.get("Accept-Encoding", ""))
+    if not how:
         return response
     response.direct_passthrough = False
     body = response.get_data()
     if len(body) < 1000:
         return response
-    is_asset = request.path.startswith(("/_dash-component-suites", "/assets"))
-    response.set_data(_packed_asset(body) if is_asset else gzip.compress(body, 4))
-    response.headers["Content-Encoding"] = "gzip"
-    response.headers["Vary"] = "Accept-Encoding"
+    if request.path.startswith(CODE):
+        response.set_data(packer.packed(body, how))
+    else:
+        response.set_data(brotli(body, SWIFT) if how == "br" else gzip.compress(body, 4))
+    response.headers["Content-Encoding"] = how
     return response
-
-
-@lru_cache(maxsize=64)
-def _packed_asset(body: bytes) -> bytes:
-    return gzip.compress(body, 6)
 
 
 def as_floats(body: bytes) -> Any:
