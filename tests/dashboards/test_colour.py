@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sparselens.dashboards.colour import LEVELS, contrast, ink, level, palette
-from sparselens.dashboards.picture import Scale, png
+from sparselens.dashboards.picture import NOTHING, Scale, png
 
 
 def lightness(colours: np.ndarray) -> np.ndarray:
@@ -49,11 +49,13 @@ def test_the_colour_bar_reads_back_the_value_that_was_drawn(kind: str, diverging
 
 def test_pixels_are_the_palette_at_the_cells_place_and_nan_is_transparent() -> None:
     cells = np.array([[0.0, 0.25], [1.0, np.nan]])
-    image = np.asarray(Image.open(BytesIO(png(cells, Scale("sqrt", 1.0), "light"))))
-    colours = palette("seq", "light")
+    opened = Image.open(BytesIO(png(cells, Scale("sqrt", 1.0), "light")))
+    assert opened.mode == "P"  # a byte a pixel
+    image = np.asarray(opened.convert("RGBA"))
+    colours = palette("seq", "light", NOTHING)
     np.testing.assert_array_equal(image[0, 0, :3], colours[0])
-    np.testing.assert_array_equal(image[0, 1, :3], colours[128])
-    np.testing.assert_array_equal(image[1, 0, :3], colours[255])
+    np.testing.assert_array_equal(image[0, 1, :3], colours[127])
+    np.testing.assert_array_equal(image[1, 0, :3], colours[254])
     assert image[1, 1, 3] == 0
 
 
