@@ -18,7 +18,7 @@ SELECT DISTINCT r.run_id, r.prompt_set, r.created_at,
        json_extract_string(r.args, '$.ranked_on') AS ranked_on
 FROM interventions i JOIN runs r ON r.run_id = i.analysis_id
 JOIN runs a ON a.run_id = $a JOIN runs b ON b.run_id = $b
-WHERE r.name = 'restore' AND r.status = 'complete' AND r.model IS NOT DISTINCT FROM b.model
+WHERE r.name = 'restore' AND r.status = 'complete' AND (i.base_run = $b OR r.model = b.model)
   AND json_extract_string(r.args, '$.policy') = b.policy AND json_extract_string(r.args, '$.base') = a.policy
 ORDER BY r.created_at DESC, r.run_id DESC
 """

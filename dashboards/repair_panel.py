@@ -19,6 +19,7 @@ from sparselens.dashboards.selection import Selection
 PICK_FIELDS = part("a", "b", "prompt", "over", "scope", "rows", "brush", "picked")
 DONE_FIELDS = part("b", "a")
 SEEN = "These heads were ranked on the very prompts that they are tried on, so they do better here than on others."
+CLI = (sys.executable, "-P", "-m", "sparselens.workbench.cli")
 SELECTED = "the selection is empty: choose two runs"
 
 
@@ -151,8 +152,7 @@ def started(source: Source, job: Job, selection: Selection | None) -> str:
         asked, _ = wish(source, selection)
         why = refusal(asked, _shape(source, selection))
         if not why:
-            argv = [sys.executable, "-P", "-m", "sparselens.workbench.cli", *asked.arguments(source.path)]
-            job.start(f"restore of {len(asked.heads)} heads", argv)
+            job.start(f"restore of {len(asked.heads)} heads", [*CLI, *asked.arguments(source.path)])
     except ValueError as problem_found:  # SourceError is one
         return str(problem_found)
     return why
