@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparselens.analyses.answer import analyse
     from sparselens.analyses.compare import compare
+    from sparselens.analyses.diff import diff
+    from sparselens.analyses.runs import open_run
+    from sparselens.dashboards.notebook import pair_grid, run_heads, show_head
     from sparselens.kernels.policy import parse as parse_policy
     from sparselens.kernels.policy import policies, policy
     from sparselens.storage.reader import connect
@@ -23,10 +26,15 @@ _HOME = {
     "analyse": "sparselens.analyses.answer:analyse",
     "compare": "sparselens.analyses.compare:compare",
     "connect": "sparselens.storage.reader:connect",
+    "diff": "sparselens.analyses.diff:diff",
     "load": "sparselens.workbench.models:load",
+    "open_run": "sparselens.analyses.runs:open_run",
+    "pair_grid": "sparselens.dashboards.notebook:pair_grid",
     "parse_policy": "sparselens.kernels.policy:parse",
     "policies": "sparselens.kernels.policy:policies",
     "policy": "sparselens.kernels.policy:policy",
+    "run_heads": "sparselens.dashboards.notebook:run_heads",
+    "show_head": "sparselens.dashboards.notebook:show_head",
     "under": "sparselens.workbench.session:under",
     "wrap": "sparselens.workbench.models:wrap",
 }
@@ -36,10 +44,15 @@ __all__ = [
     "analyse",
     "compare",
     "connect",
+    "diff",
     "load",
+    "open_run",
+    "pair_grid",
     "parse_policy",
     "policies",
     "policy",
+    "run_heads",
+    "show_head",
     "under",
     "wrap",
 ]

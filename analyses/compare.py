@@ -14,9 +14,11 @@ from sparselens.analyses.diff import diff
 from sparselens.analyses.report.report import page, report
 from sparselens.analyses.runs import find_run
 from sparselens.storage.reader import connect
+from sparselens.workbench.face import public
 
 if TYPE_CHECKING:
     from sparselens.workbench.capture import RunHandle
+    from sparselens.workbench.run import HeadHandle
 
 _METRICS = ("answer_nll", "answer_generated", "answer_forced", "logit_diff", "nll")
 
@@ -50,6 +52,16 @@ class Compared:
     def heads(self, run: str | None = None, *, top: int = 20) -> pd.DataFrame:
         """Return the heads that changed most in a run (the first, unless said): see `sparselens diff`."""
         return pd.DataFrame(diff(self.trace, self.base, run or self.runs[0], top=top).rows)
+
+    def grid(self, metric: str = "write_error", *, run: str | None = None, **over: Any) -> Any:
+        """Return the layer × head grid of what a run (the first, unless said) changed; see `sl.pair_grid`."""
+        return public("pair_grid")(self.trace, self.base, run or self.runs[0], metric, **over)
+
+    def head(self, name: str, *, run: str | None = None) -> HeadHandle:
+        """Return a head (`L18H6`) of a run (the first, unless said) beside the base: `.view()` shows it."""
+        from sparselens.workbench.run import HeadHandle
+
+        return HeadHandle(name, run or self.runs[0], self.trace, self.base)
 
     def sql(self, text: str) -> Any:
         """Ask the trace in SQL (one SELECT)."""

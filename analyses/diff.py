@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from sparselens.analyses.comparison import Comparison
 from sparselens.analyses.runs import find_run
 from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
 from sparselens.storage.writer import RunWriter
+from sparselens.workbench.face import public
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,17 @@ class Difference:
     rows: list[dict[str, Any]]
     over: str
     notes: list[str]
+    trace: Path
+    run_a: str
+    run_b: str
+
+    def df(self) -> pd.DataFrame:
+        """Return the rows as a data frame."""
+        return pd.DataFrame(self.rows)
+
+    def grid(self, metric: str = "write_error", **over: Any) -> Any:
+        """Return the layer × head grid of a metric of the pair as a figure; see `sl.pair_grid`."""
+        return public("pair_grid")(self.trace, self.run_a, self.run_b, metric, **over)
 
 
 _SHOWN = (
@@ -75,7 +89,7 @@ def diff(trace: str | Path, run_a: str, run_b: str, *, top: int = 20, again: boo
         if shared["shared"] < max(shared["in_a"], shared["in_b"]):
             notes.append(f"over the {shared['shared']} prompts that both runs have")
         rows = [{name: head[name] for name in _SHOWN} for head in heads]
-        return Difference(rows, over, notes)
+        return Difference(rows, over, notes, Path(trace), a["run_id"], b["run_id"])
 
 
 def _fill(trace: Trace, comparison: Comparison) -> None:

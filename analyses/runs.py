@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sparselens.storage.reader import Connection
+from sparselens.storage.reader import Connection, connect
+
+if TYPE_CHECKING:
+    from sparselens.workbench.run import RunHandle
 
 CARRIED = (
     "model",
@@ -52,6 +56,19 @@ def find_run(connection: Connection, name: str) -> dict[str, Any]:
         )
     row: dict[str, Any] = found[0]
     return row
+
+
+def open_run(trace: str | Path, name: str) -> RunHandle:
+    """Return the handle of a run that is in a trace, by id, its beginning, name or policy, as `capture` returns it.
+
+    Raises `ValueError` that lists what the trace has.
+    """
+    # brings torch, which the pages that import this file do without
+    from sparselens.workbench.run import RunHandle
+
+    with connect(trace) as connection:
+        row = find_run(connection, name)
+    return RunHandle(row["run_id"], row["name"], row["policy"] or "", Path(trace))
 
 
 def carried(record: Any) -> dict[str, Any]:

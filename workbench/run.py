@@ -10,6 +10,7 @@ from sparselens.kernels.policy import Policy
 from sparselens.storage.reader import connect
 from sparselens.storage.schema import table as declared
 from sparselens.storage.writer import RunWriter
+from sparselens.workbench.face import public
 from sparselens.workbench.verify import Verdict, Verifier
 
 
@@ -30,6 +31,30 @@ class RunHandle:
     def df(self, table: str = "head_stats") -> Any:
         """Return this run's rows of a table as a data frame."""
         return self.sql(f"SELECT * FROM {declared(table).name} WHERE run_id = '{self.run_id}'").df()
+
+    def heads(self, metric: str = "", **over: Any) -> Any:
+        """Return the layer × head grid of a score of this run as a figure; see `sl.run_heads`."""
+        return public("run_heads")(self.trace, self.run_id, metric, **over)
+
+    def head(self, name: str, *, against: str = "") -> HeadHandle:
+        """Return a head (`L18H6`) of this run, beside its base unless `against` names another run."""
+        return HeadHandle(name, self.run_id, self.trace, against)
+
+
+@dataclass(frozen=True)
+class HeadHandle:
+    """A head of a run, and the run it is looked at beside; an empty text means the run's own base."""
+
+    name: str
+    run_id: str
+    trace: Path
+    against: str = ""
+
+    def view(self, prompt: str = "", **how: Any) -> Any:
+        """Return text, keys and maps of this head on a prompt (the first, unless named); see `sl.show_head`."""
+        return public("show_head")(
+            self.trace, self.run_id, self.name, against=self.against, prompt=prompt, **how
+        )
 
 
 @dataclass(eq=False)

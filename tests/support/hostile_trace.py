@@ -159,7 +159,7 @@ def _odd(kind: Any, place: int, said: Callable[[int], str]) -> Any:
         odd = ODD[place % len(ODD)]
     elif pa.types.is_boolean(kind):
         odd = place % 2 == 0
-    elif pa.types.is_integer(kind):
+    elif pa.types.is_integer(kind) or pa.types.is_timestamp(kind):
         odd = place % 5
     elif pa.types.is_binary(kind):
         odd = said(place).encode("utf-8", "replace")

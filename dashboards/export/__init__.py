@@ -1,0 +1,1 @@
+"""Figures and comparisons outside the pages: SVG and PNG with captions, notebooks, a folder that opens from disk."""
