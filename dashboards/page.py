@@ -134,7 +134,7 @@ def text_place(label: str, *, tall: bool = True) -> Any:
 
 
 def table(name: str, columns: list[dict[str, Any]], classes: str = "table", *, row_height: int = 26) -> Any:
-    """A table without rows: sortable, resizable columns; its rows and its height come with a callback."""
+    """A table that is hidden until a callback gives it rows and a height; its columns are sortable and resizable."""
     return dag.AgGrid(
         id=name,
         columnDefs=columns,
@@ -147,6 +147,7 @@ def table(name: str, columns: list[dict[str, Any]], classes: str = "table", *, r
             "animateRows": False,
         },
         className=classes,
+        style=HIDDEN,
     )
 
 
