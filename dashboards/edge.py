@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sparselens.dashboards.choice import parents
-from sparselens.dashboards.query import MAX_ROWS, Source, SourceError
+from sparselens.dashboards.query import Source, SourceError, Value
 from sparselens.dashboards.selection import Selection
 
+MOST = 3_000_000
 SIDE = """
 SELECT q_pos, k_pos, p, p_base, kept FROM edges
 WHERE run_id = ${run} AND prompt_id = $prompt AND layer = $layer AND head = $head
@@ -33,13 +34,18 @@ def edges(source: Source, selection: Selection) -> Any:
         SourceError: the head has more edges than are read at a time.
 
     """
-    at = {name: getattr(selection, name) for name in ("a", "prompt", "layer", "head")}
-    found = source.frame(EDGES, **at, b=selection.b or None, **bases(source, selection))
-    if len(found) >= MAX_ROWS:
-        raise SourceError(
-            f"{selection.head_name} has more than {MAX_ROWS:,} stored edges in this prompt: choose a row."
-        )
-    return found
+    at: dict[str, Value] = {name: getattr(selection, name) for name in ("a", "prompt", "layer", "head")}
+    at |= {"b": selection.b or None, **bases(source, selection)}
+
+    def read() -> Any:
+        found = source.run(EDGES, at, max_rows=MOST).df()
+        if len(found) >= MOST:
+            raise SourceError(
+                f"{selection.head_name} has {MOST:,} stored edges or more in this prompt, too many."
+            )
+        return found
+
+    return source.kept(f"edges {at}", read)
 
 
 def row_stats(source: Source, selection: Selection) -> Any:

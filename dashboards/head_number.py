@@ -18,17 +18,12 @@ WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND la
 """.replace("{columns}", ", ".join(STATS))
 SIDES = """
 SELECT {place} AS place, '{name}' AS statistic, max({name}) FILTER (run_id = $a) AS a,
-       max({name}) FILTER (run_id = $b) AS b, b - a AS change
+       max({name}) FILTER (run_id = $b) AS b, b - a AS change, max(n_rows) AS n_rows
 FROM s WHERE rows = $over_rows
 """
 TABLE = f"WITH s AS ({STATISTICS}) {{}} ORDER BY place".format(
     " UNION ALL ".join(SIDES.format(place=place, name=name) for place, name in enumerate(STATS))
 )
-ROWS_KEPT = """
-SELECT rows, max(n_rows) AS n_rows FROM head_stats
-WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
-GROUP BY rows
-"""
 SCORES = f"""
 WITH newest AS (
   SELECT *, {VARIANT} AS variant, json_extract_string(params, '$.fold') AS fold FROM head_scores
@@ -111,6 +106,7 @@ def damage_figure(rows: list[dict[str, Any]]) -> Any:
         for row in rows
     ]
     about = [f"{_words(name)}: {meaning('diffs', name)}." for name in CHANGES]
+    about.append("In end_to_end the kept mass is of B's own q and k, as in the statistics; else of A's.")
     scopes = "Scope: " + meaning("diffs", "scope") + ". n: query rows."
     return html.Div(
         [
@@ -128,7 +124,9 @@ def scores_figure(rows: list[dict[str, Any]]) -> list[Any]:
     return [
         html.Details(
             [
-                html.Summary([analysis, html.Span(f" {len(found)} score{'s'[: len(found) > 1]}", className="note")]),
+                html.Summary(
+                    [analysis, html.Span(f" {len(found)} score{'s'[: len(found) > 1]}", className="note")]
+                ),
                 html.Div(_scores_table(found), className="scroll"),
             ],
             open=place < 2,

@@ -15,20 +15,22 @@ from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.verdict import number
 
 PROMPTS = """
-WITH found AS (
-  SELECT prompt_id, n_rows, write_error, count(*) OVER () AS n,
-         row_number() OVER (ORDER BY write_error DESC, prompt_id) AS place
-  FROM diffs WHERE run_a = $a AND run_b = $b AND scope = $scope AND rows = $rows
-    AND layer = $layer AND head = $head AND write_error IS NOT NULL
-)
-SELECT f.*, coalesce(p.name, f.prompt_id) AS name, p.n_tokens, max(k.kept_mass) AS kept_mass,
+WITH changed AS (
+  SELECT prompt_id, max(n_rows) FILTER (scope = $scope) AS n_rows,
+         max(write_error) FILTER (scope = $scope) AS write_error,
+         max(kept_mass) FILTER (scope = 'local_mask') AS kept_mass
+  FROM diffs WHERE run_a = $a AND run_b = $b AND scope IN ($scope, 'local_mask') AND rows = $rows
+    AND layer = $layer AND head = $head
+  GROUP BY prompt_id
+), placed AS (
+  SELECT *, count(*) OVER () AS n, row_number() OVER (ORDER BY write_error DESC, prompt_id) AS place
+  FROM changed WHERE write_error IS NOT NULL
+), found AS (SELECT * FROM placed WHERE place <= $most OR place > n - $most)
+SELECT f.*, coalesce(p.name, f.prompt_id) AS name, p.n_tokens,
        max(s.write_norm) FILTER (s.run_id = $a) AS norm_a, max(s.write_norm) FILTER (s.run_id = $b) AS norm_b
 FROM found f LEFT JOIN prompts p USING (prompt_id)
-LEFT JOIN diffs k ON k.prompt_id = f.prompt_id AND k.run_a = $a AND k.run_b = $b AND k.scope = 'local_mask'
-  AND k.rows = $rows AND k.layer = $layer AND k.head = $head
 LEFT JOIN head_stats s ON s.prompt_id = f.prompt_id AND s.run_id IN ($a, $b) AND s.pattern = 'executed'
   AND s.rows = $rows AND s.layer = $layer AND s.head = $head
-WHERE place <= $most OR place > n - $most
 GROUP BY ALL ORDER BY place
 """
 MOST = 5

@@ -165,7 +165,13 @@ def _drawn(source: Source, selection: Selection) -> Any:
         className="study-graph",
     )
     said = [html.P(line, className="note") for line in about(rows, study, metric, selection)]
-    ranks = html.Div(ranks_figure(mine, rows, metric), className="scroll")
+    ranks = html.Div(
+        ranks_figure(mine, rows, metric),
+        className="scroll",
+        tabIndex="0",
+        role="region",
+        **{"aria-label": f"Ranks of {selection.head_name}"},
+    )
     return lists, html.Div([graph, html.Div([ranks, html.Div(said, className="notes")])], className="columns")
 
 

@@ -58,7 +58,9 @@ def mass_figure(found: Mass, where: str) -> list[Any]:
     return [
         html.P(_sentence(found), className="mass-said"),
         html.Div([_bar("A", found.parts, "a"), _bar("B", found.parts, "b")], className="mass-bars"),
-        html.Div(_table(found), className="scroll"),
+        html.Div(
+            _table(found), className="scroll", tabIndex="0", role="region", **{"aria-label": "Masses by key"}
+        ),
         html.P(f"Means over {where}. {source}{empty}", className="note"),
         defined("What the columns mean", *MEANINGS),
     ]

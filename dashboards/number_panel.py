@@ -9,7 +9,6 @@ from dash import Dash, Input, Output, State, html
 from sparselens.dashboards.choice import over
 from sparselens.dashboards.head_number import (
     DAMAGE,
-    ROWS_KEPT,
     SCORES,
     TABLE,
     damage_figure,
@@ -102,12 +101,13 @@ def _roles(source: Source, selection: Selection) -> list[Any]:
 
 def _numbers(source: Source, selection: Selection) -> tuple[list[Any], list[Any] | None]:
     at = {name: getattr(selection, name) for name in ("a", "b", "prompt", "layer", "head")}
-    kept = {row["rows"]: row["n_rows"] for row in source.records(ROWS_KEPT, **at)}
-    rows = selection.rows if selection.rows in kept else "all"
-    table = statistics_figure(source.records(TABLE, over_rows=rows, **at))
+    rows, found = selection.rows, source.records(TABLE, over_rows=selection.rows, **at)
+    if all(row["n_rows"] is None for row in found):
+        rows, found = "all", source.records(TABLE, over_rows="all", **at)
     damage = source.records(DAMAGE, **at)
-    n = f", {kept[rows]} queries" if kept.get(rows) is not None else ""
+    n = next((f", {row['n_rows']:.0f} queries" for row in found if row["n_rows"] is not None), "")
     caption = html.P(f"Means over the rows {rows} of this prompt{n}.", className="note")
+    table = statistics_figure(found)
     below = [html.H3("Difference B against A"), damage_figure(damage)] if damage else None
     return [caption, table], below
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sparselens.dashboards.edge import bases, edges, row_stats
+from sparselens.dashboards.edge import edges, row_stats
 from sparselens.dashboards.heatmap import LENGTH
 from sparselens.dashboards.pattern import exact_rows
 from sparselens.dashboards.query import Source, SourceError, records
@@ -14,22 +14,6 @@ from sparselens.dashboards.selection import Selection, Window
 from sparselens.dashboards.verdict import number
 from sparselens.dashboards.weigh import VALUE, MissingNormsError, norms, weighed
 
-SIDE = """
-SELECT {other} AS pos, p, p_base, kept FROM edges
-WHERE run_id = ${run} AND prompt_id = $prompt AND layer = $layer AND head = $head AND {this} = $q
-"""
-STORED = """
-WITH a AS ({a}), b AS ({b})
-SELECT pos, coalesce(a.p, CASE WHEN $a_is_base THEN b.p_base END) AS a,
-       coalesce(b.p, CASE WHEN $b_is_base THEN a.p_base END) AS b, a.kept AS kept_a, b.kept AS kept_b
-FROM a FULL JOIN b USING (pos) ORDER BY pos
-"""
-QUERY_READS = STORED.format(
-    a=SIDE.format(other="k_pos", this="q_pos", run="a"), b=SIDE.format(other="k_pos", this="q_pos", run="b")
-)
-KEY_READERS = STORED.format(
-    a=SIDE.format(other="q_pos", this="k_pos", run="a"), b=SIDE.format(other="q_pos", this="k_pos", run="b")
-)
 LEAST = 1e-4
 DIGITS = 6
 
@@ -115,18 +99,12 @@ def _length(source: Source, selection: Selection) -> int:
     return int(source.first(LENGTH, prompt=selection.prompt).get("n") or 0)
 
 
-def _head(selection: Selection) -> dict[str, Any]:
-    names = ("a", "b", "prompt", "layer", "head", "q")
-    return {name: getattr(selection, name) for name in names}
-
-
 def _stored(source: Source, selection: Selection) -> dict[str, list[Any]]:
-    rows = source.records(
-        QUERY_READS if selection.way == "reads" else KEY_READERS,
-        **bases(source, selection),
-        **_head(selection),
-    )
-    named = {"keys": "pos", "a": "a", "b": "b", "kept_a": "kept_a", "kept_b": "kept_b"}
+    """The stored edges of the query, or of the key, by position."""
+    this, other = ("q", "k") if selection.way == "reads" else ("k", "q")
+    frame = edges(source, selection)
+    rows = records(frame[frame[this] == selection.q].sort_values(other))
+    named = {"keys": other, "a": "a", "b": "b", "kept_a": "kept_a", "kept_b": "kept_b"}
     return {name: [row[column] for row in rows] for name, column in named.items()}
 
 
