@@ -24,6 +24,11 @@ FROM s WHERE rows = $over_rows
 TABLE = f"WITH s AS ({STATISTICS}) {{}} ORDER BY place".format(
     " UNION ALL ".join(SIDES.format(place=place, name=name) for place, name in enumerate(STATS))
 )
+ROWS_KEPT = """
+SELECT rows, max(n_rows) AS n_rows FROM head_stats
+WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
+GROUP BY rows
+"""
 SCORES = f"""
 WITH newest AS (
   SELECT *, {VARIANT} AS variant, json_extract_string(params, '$.fold') AS fold FROM head_scores

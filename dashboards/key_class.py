@@ -7,6 +7,7 @@ keys of the query; the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from sparselens.dashboards.selection import Selection, Window
 from sparselens.dashboards.sink import EDGE, RECEIVED
 from sparselens.dashboards.span import SPANS
 
-Ints = NDArray[np.int64]
+Ints: TypeAlias = NDArray[np.int64]
 
 FIRST = "first token (sink)"
 SINKS = "other sink tokens"
@@ -71,7 +72,7 @@ def classes(source: Source, selection: Selection, length: int) -> Classes:
     )
     spans = source.records(SPANS, prompt=selection.prompt)[:MOST_SPANS]
     names = [FIRST, SINKS, *(f"span {span['name']}" for span in spans), LOCAL, REST]
-    of = np.full(length, -1, np.int64)
+    of: Ints = np.full(length, -1, np.int64)
     for number, span in reversed(list(enumerate(spans, 2))):
         of[span["start"] : span["stop"]] = number
     of[[row["pos"] for row in sinks if row["pos"] < length]] = 1
@@ -110,7 +111,7 @@ def row_positions(source: Source, selection: Selection, over: str, length: int) 
 
 
 def _affected(source: Source, selection: Selection, length: int) -> Ints:
-    found = []
+    found: list[Ints] = []
     for start in range(0, length, BLOCK):
         window = Window(start, min(start + BLOCK, length))
         kept = kept_rows(source, selection.b, selection, window, window.stop).sum(axis=1)

@@ -7,7 +7,7 @@ and a part of its own for what is not stored. Of every row A and B sum to 1, so 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,8 @@ from sparselens.dashboards.pattern import MASK, exact_rows, kept_rows
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection, Window
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
 
 BLOCK = 256
 WHOLE = 1 << 23

@@ -111,7 +111,8 @@ def _stored(frame: Any, side: str, norm: Floats, window: tuple[Window, Window, i
     cell = (query[inside] - queries.start) // pool * shape[1] + (key[inside] - keys.start) // pool
     sums = np.bincount(cell, shares[inside], minlength=shape[0] * shape[1]).reshape(shape)
     values = sums / _rows(window, length, shape[0])[:, None]
-    first, last = np.arange(shape[1]) * pool + keys.start, (np.arange(shape[0]) + 1) * pool + queries.start
+    first: Any = np.arange(shape[1]) * pool + keys.start
+    last: Any = (np.arange(shape[0]) + 1) * pool + queries.start
     values[first[None, :] >= last[:, None]] = np.nan
     return Cells(values, queries, keys, pool, False, note)
 
@@ -119,7 +120,7 @@ def _stored(frame: Any, side: str, norm: Floats, window: tuple[Window, Window, i
 def _rows(window: tuple[Window, Window, int], length: int, cells: int) -> Floats:
     """How many queries each row of cells is over; the last may have fewer."""
     queries, _, pool = window
-    there = min(queries.stop, length) - queries.start - np.arange(cells) * pool
+    there: Any = min(queries.stop, length) - queries.start - np.arange(cells) * pool
     return np.asarray(np.clip(there, 1, pool), dtype=np.float64)
 
 

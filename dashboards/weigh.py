@@ -7,13 +7,15 @@ sizes do not sum to the size of what is written.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
 
-Floats = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.float64]
 
 VALUE = "value"
 NORMS = """
