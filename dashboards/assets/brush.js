@@ -58,7 +58,7 @@
     chosen.removeAllRanges();
     // A range that ends before a token's first letter only touches it.
     const inside = touched.filter((token) => !(token.firstChild === range.endContainer && range.endOffset === 0));
-    if (inside.length < 2 || ends[0] === ends[1]) return;
+    if (inside.length < 2 || (ends[0] && ends[0] === ends[1])) return;
     choose(Number(inside[0].dataset.pos), Number(inside[inside.length - 1].dataset.pos));
   });
   document.addEventListener("mousedown", function (event) {
