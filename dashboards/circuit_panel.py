@@ -16,6 +16,7 @@ from sparselens.dashboards.circuit_table import (
     edge_columns,
     nodes,
 )
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.page import HIDDEN, chosen, panel, part, problem, switch, table, table_height
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
@@ -44,6 +45,7 @@ def graph_panel() -> Any:
         tools=[
             _sizes(sizes),
             switch("Which edges", "near", [("all", "All nodes"), ("node", "The chosen node")]),
+            save_buttons(),
         ],
         note="input on top, logits below; a click on a node or an edge selects it",
         name="panel-graph",

@@ -21,6 +21,7 @@ from sparselens.dashboards.circuit_table import (
     overlap_table,
     reads_figure,
 )
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.page import HIDDEN, chosen, message, panel, part, problem, table, table_height
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.verdict import number
@@ -140,7 +141,7 @@ def curves_figure(source: Source, a: dict[str, Any], b: dict[str, Any] | None) -
 def _curve(title: str, drawn: Any) -> Any:
     return html.Figure(
         [
-            html.Figcaption(title),
+            html.Figcaption([title, save_buttons()]),
             dcc.Graph(figure=drawn, config={"displayModeBar": False}, className="circuit-curve"),
         ]
     )

@@ -7,6 +7,7 @@ from typing import Any
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
 from sparselens.analyses.features.card import Card, card
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.feature import (
     CHANGES,
     COLUMNS,
@@ -162,8 +163,14 @@ def card_figure(a: Card, b: Card | None) -> Any:
     return [
         html.H3(f"Feature {a.feature} of {a.hook}"),
         html.P(f"{counts}.{partly}", className="note"),
-        html.H4("Heads that write it"),
-        dcc.Graph(figure=heads_figure(a, b), config={"displayModeBar": False}) if a.n_told else None,
+        html.Figure(
+            [
+                html.Figcaption(["Heads that write it", save_buttons()]),
+                dcc.Graph(figure=heads_figure(a, b), config={"displayModeBar": False}),
+            ]
+        )
+        if a.n_told
+        else html.H4("Heads that write it"),
         html.P(told, className="note"),
         html.H4("On tokens"),
         tokens_table(a, b),

@@ -6,6 +6,7 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.finder import (
     ORDERS,
     TOPS,
@@ -54,6 +55,7 @@ def finder_panel() -> Any:
             ],
             className="heads",
         ),
+        tools=[save_buttons("heads")],
         note="layers down, heads across; a click selects the head on every page",
     )
 

@@ -9,6 +9,7 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 from sparselens.dashboards.brush import active
 from sparselens.dashboards.change import Change, change, offered
 from sparselens.dashboards.choice import over
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.finder import roles
 from sparselens.dashboards.floor import FLOOR, floor_lines
 from sparselens.dashboards.grid import grid_figure, legend
@@ -74,6 +75,7 @@ def heads_panel() -> Any:
             ],
             className="heads",
         ),
+        tools=[save_buttons("grid")],
         note="layers down, heads across; the same numbers ranked",
     )
 

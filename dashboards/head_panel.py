@@ -6,6 +6,7 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.heatmap import how, map_figures, maps
 from sparselens.dashboards.page import chosen, panel, part, problem, switch, text_place
 from sparselens.dashboards.query import Source, SourceError, records
@@ -38,6 +39,7 @@ def map_panel() -> Any:
             html.Button(
                 "Whole map", type="button", className="action", **{"data-go": '{"qs":null,"ks":null}'}
             ),
+            save_buttons("map"),
         ],
         note="queries (destination) down, keys (source) across; drag to zoom",
     )
@@ -59,6 +61,7 @@ def text_panel() -> Any:
         tools=[
             switch("Direction", "way", [("reads", "What it reads"), ("readers", "Who reads it")]),
             switch("Run", "side", [("b", "B"), ("a", "A"), ("diff", "B − A")]),
+            save_buttons("reads"),
         ],
         note="hover a token; click locks it",
     )

@@ -8,6 +8,7 @@ from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
 from sparselens.dashboards.brush import active, brushed_loss, words
 from sparselens.dashboards.change import change
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.loss import HEADLINE, RUN, TEXT, TEXT_RANGE, brushed_words, headline, text_figure
 from sparselens.dashboards.page import chosen, message, panel, part, parts, problem, switch, text_place
 from sparselens.dashboards.query import Source, SourceError, records
@@ -30,7 +31,10 @@ def text_panel() -> Any:
         text_place("The prompt's tokens, shaded by loss", tall=False),
         html.Div(id="brush-line", className="brush-line", **{"aria-live": "polite"}),
         html.P(id="text-legend", className="note legend diverging"),
-        tools=[switch("Shade by", "shade", [("diff", "RUN − BASE"), ("a", "BASE"), ("b", "RUN")])],
+        tools=[
+            switch("Shade by", "shade", [("diff", "RUN − BASE"), ("a", "BASE"), ("b", "RUN")]),
+            save_buttons("text"),
+        ],
         note="loss of each token; drag over tokens for their rows alone",
     )
 

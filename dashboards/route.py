@@ -6,7 +6,6 @@ may load, compression. Who is answered at all: `access.py`.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from flask import Flask, Response, request
 from pyarrow import parquet
 
 from sparselens.dashboards.asset import Packer, brotli, encoding
+from sparselens.dashboards.export import figure_route
+from sparselens.dashboards.export.table import csv_text
 from sparselens.dashboards.heatmap import side_cells
 from sparselens.dashboards.multiple import layer_png
 from sparselens.dashboards.picture import png
@@ -37,7 +38,6 @@ FOREVER = "public, max-age=31536000, immutable"  # the address of an asset chang
 CODE = ("/_dash-component-suites/", "/assets/")
 SWIFT = 4  # quality of brotli for what is answered once
 WORTH = ("application/json", "text/", "application/javascript", "image/svg")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def register(server: Flask, source: Source) -> None:
@@ -105,6 +105,7 @@ def register(server: Flask, source: Source) -> None:
         return _answer(lambda selection: _parquet(source, selection.sql))
 
     server.get("/view/sql.parquet")(view_parquet)
+    figure_route.register(server, source, _answer)
 
     packer = Packer()
     server.after_request(lambda response: _finish(response, packer))
@@ -135,11 +136,7 @@ def _file(result: Result, body: str | bytes, ending: str, mimetype: str) -> Resp
 
 def _csv(source: Source, sql: str) -> Response:
     result = source.ask(sql, max_rows=FILE_ROWS, timeout=SECONDS)
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow([_harmless(name) for name in result.columns])
-    writer.writerows([[_harmless(value) for value in row] for row in result.rows])
-    return _file(result, out.getvalue(), "csv", "text/csv")
+    return _file(result, csv_text(result.columns, result.rows), "csv", "text/csv")
 
 
 def _parquet(source: Source, sql: str) -> Response:
@@ -150,11 +147,6 @@ def _parquet(source: Source, sql: str) -> Response:
     except pa.ArrowException as problem:
         raise SourceError(f"this result cannot be written as Parquet: {one_line(problem)}") from problem
     return _file(result, out.getvalue(), "parquet", "application/vnd.apache.parquet")
-
-
-def _harmless(value: Any) -> Any:
-    """Texts that a spreadsheet would run as a formula get a leading quote."""
-    return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def _finish(response: Response, packer: Packer) -> Response:

@@ -6,6 +6,7 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.finder import inside, labelled
 from sparselens.dashboards.page import chosen, panel, part, problem
 from sparselens.dashboards.query import Source, SourceError
@@ -35,6 +36,7 @@ def scatter_panel() -> Any:
             **{"aria-label": "Scatter plot of two scores of every head; the finder holds the numbers"},
         ),
         html.Div(id="scatter-note", className="notes"),
+        tools=[save_buttons()],
         note="click selects a head, drag brushes the table",
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from dash import Dash, Input, Output, dcc, html
 
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.page import chosen, message, panel, part, problem, switch
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.score_list import filled
@@ -42,7 +43,8 @@ def study_panel() -> Any:
                     ("whole_answer", "Answered"),
                     ("first_token", "First token"),
                 ],
-            )
+            ),
+            save_buttons(),
         ],
         note="does the answer come back, and with random heads?",
         name="panel-study",

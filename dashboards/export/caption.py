@@ -20,6 +20,9 @@ FROM runs r WHERE r.run_id = $run
 """
 PROMPT = "SELECT name, n_tokens FROM prompts WHERE prompt_id = $prompt"
 
+LONGEST = 64
+"""Letters of a policy's call in a title."""
+
 
 def runs_caption(source: Source, selection: Selection) -> str:
     """The runs: model, and of A and B the policy, its density, whether it is verified."""
@@ -69,3 +72,14 @@ def over_caption(selection: Selection, prompts: int, rows: int) -> str:
     scope = f"{selection.scope} ({SCOPES[selection.scope]})" if selection.scope in SCOPES else selection.scope
     mean = "this prompt" if selection.over == "prompt" else f"means over {prompts} prompts"
     return f"Scope {scope}; rows {selection.rows}, {rows} query rows a head; {mean}."
+
+
+def pair_title(source: Source, selection: Selection) -> str:
+    """The pair in a title: `B against A` by their policies, or the only run."""
+    a, b = (shorten(policy_of(run_of(source, selection, side))) for side in ("a", "b"))
+    return f"{b} against {a}" if selection.b else a
+
+
+def shorten(name: str) -> str:
+    """A policy's call as a title can hold it; captions hold all of it."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"

@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from sparselens.dashboards import finder
 from sparselens.dashboards.change import change
 from sparselens.dashboards.choice import Settled
-from sparselens.dashboards.colour import level
 from sparselens.dashboards.export.caption import (
     cells_caption,
     over_caption,
+    pair_title,
     policy_of,
     prompt_caption,
-    run_of,
     runs_caption,
+    shorten,
 )
 from sparselens.dashboards.export.draw_grid import grid_bar, grid_drawing
 from sparselens.dashboards.export.draw_map import maps_drawing
+from sparselens.dashboards.export.draw_reads import head_reads
 from sparselens.dashboards.export.draw_text import Token, text_drawing
 from sparselens.dashboards.export.figure import Figure
 from sparselens.dashboards.export.sheet import Bar, sheet
 from sparselens.dashboards.grid import HOLDS_ZERO, UNDER, grid_figure
 from sparselens.dashboards.grid_panel import holding_zero
-from sparselens.dashboards.head_panel import FIRST_QUERY, SINKS, TOKENS
+from sparselens.dashboards.head_panel import SINKS
 from sparselens.dashboards.heatmap import maps
 from sparselens.dashboards.loss import TEXT, TEXT_RANGE, text_figure
 from sparselens.dashboards.query import Source, SourceError, records
-from sparselens.dashboards.reads import reads
 from sparselens.dashboards.score import Score
 from sparselens.dashboards.score_value import values
-from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.verdict import number
-
-
-def pair_title(source: Source, selection: Selection) -> str:
-    """The pair in a title: `B against A` by their policies, or the only run."""
-    a = policy_of(run_of(source, selection, "a"))
-    return f"{policy_of(run_of(source, selection, 'b'))} against {a}" if selection.b else a
 
 
 def grid(source: Source, settled: Settled, theme: str = "light") -> Figure:
@@ -76,7 +68,7 @@ def heads(source: Source, settled: Settled, score: Score, side: str, theme: str 
     whose = (
         pair_title(source, selection)
         if side == "diff"
-        else policy_of(source.first("SELECT * FROM runs WHERE run_id = $run", run=run))
+        else shorten(policy_of(source.first("SELECT * FROM runs WHERE run_id = $run", run=run)))
     )
     caption = [
         f"{score.label}: {score.meaning}.",
@@ -162,54 +154,6 @@ def loss_text(source: Source, settled: Settled, theme: str = "light") -> Figure:
     ]
     bar = Bar(scale, marks, words)
     return Figure(title, caption, sheet(title, body, size, caption, theme=theme, bar=bar), rows)
-
-
-def head_reads(source: Source, settled: Settled, theme: str = "light") -> Figure:
-    """The text shaded by what one query reads in B (in A where there is no B); keys that were cut are struck out."""
-    selection = with_query(source, settled.selection)
-    found = reads(source, selection)
-    side = "b" if selection.b else "a"
-    mass = dict(zip(found["keys"], found[side], strict=True))
-    before = dict(zip(found["keys"], found["a"], strict=True))
-    kept = dict(zip(found["keys"], found[f"kept_{side}"], strict=True))
-    high = max((each for each in [*mass.values(), *before.values()] if each is not None), default=0.0) or 1.0
-    texts = records(source.frame(TOKENS, prompt=selection.prompt))
-    tokens = [
-        Token(
-            row["text"] if row["text"] is not None else "▯",
-            level((mass.get(row["pos"]) or 0.0) ** 0.5, 0.0, high**0.5),
-            said=f"{row['pos']}: A {number(before.get(row['pos']))}, B {number(mass.get(row['pos']))}",
-            framed=row["pos"] == selection.q,
-            cut=kept.get(row["pos"]) is False and (before.get(row["pos"]) or 0.0) >= 0.01,
-        )
-        for row in texts
-    ]
-    body, size = text_drawing(tokens, theme)
-    title = f"{selection.head_name}, what query {selection.q} reads: {pair_title(source, selection)}"
-    caption = " ".join(
-        [
-            f"Ground: mass under {side.upper()}; framed: the query; struck through: keys that A gave 0.01 or more "
-            "and the policy dropped."
-            if selection.b
-            else "Ground: mass; framed: the query.",
-            found["sentence"],
-            runs_caption(source, selection),
-            prompt_caption(source, selection),
-        ]
-    )
-    rows = [
-        {"key": key, **{name: found[name][place] for name in ("a", "b", "kept_a", "kept_b")}}
-        for place, key in enumerate(found["keys"])
-    ]
-    bar = Bar("seq", tuple(number(high * share**2) for share in (0.0, 0.5, 1.0)), "mass, sqrt scale")
-    return Figure(title, caption, sheet(title, body, size, caption, theme=theme, bar=bar), rows)
-
-
-def with_query(source: Source, selection: Selection) -> Selection:
-    """The selection with a query: the chosen one, else the row that predicts the answer, else the last."""
-    if selection.q is not None:
-        return selection
-    return replace(selection, q=source.first(FIRST_QUERY, prompt=selection.prompt).get("q") or 0)
 
 
 def _on_sheet(

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from io import BytesIO
 
-import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
-from sparselens.dashboards.colour import palette
 from sparselens.dashboards.export.sheet import Bar, colour_bar, paper
 from sparselens.dashboards.export.svg import element, group, text
 from sparselens.dashboards.heatmap import BAR, TICKS, Drawn
+from sparselens.dashboards.picture import png
 from sparselens.dashboards.verdict import number
 
 SIDE = 256.0
 LEFT, TOP, BELOW, BETWEEN = 44.0, 20.0, 80.0, 22.0
-CLEAR = 255
-"""The place in a picture's palette of cells that are not there; the colours are before it."""
 NAMES = {"a": "A", "b": "B", "diff": "B − A"}
 
 
@@ -35,15 +30,8 @@ def maps_drawing(
 
 
 def address(each: Drawn, theme: str) -> str:
-    """A map's picture as a data address: one pixel a cell, a byte a pixel; cells that are not there are clear."""
-    empty = np.isnan(each.values)
-    place = each.scale.place(np.where(empty, 0.0, each.values))
-    index = np.where(empty, CLEAR, np.rint(place * (CLEAR - 1))).astype(np.uint8)
-    picture = Image.fromarray(index)
-    picture.putpalette(palette("div" if each.scale.diverging else "seq", theme, CLEAR).tobytes() + b"\0\0\0")
-    out = BytesIO()
-    picture.save(out, "PNG", optimize=True, transparency=CLEAR)
-    return f"data:image/png;base64,{b64encode(out.getvalue()).decode()}"
+    """A map's picture as a data address, one pixel a cell."""
+    return f"data:image/png;base64,{b64encode(png(each.values, each.scale, theme)).decode()}"
 
 
 def map_bar(each: Drawn) -> Bar:

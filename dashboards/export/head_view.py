@@ -13,15 +13,16 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from sparselens.dashboards.choice import Settled
-from sparselens.dashboards.colour import level
 from sparselens.dashboards.edge import edges
-from sparselens.dashboards.export.draw import head_map, head_reads, with_query
+from sparselens.dashboards.export.draw import head_map
+from sparselens.dashboards.export.draw_reads import head_reads, is_cut, listed, shades, with_query
 from sparselens.dashboards.export.draw_text import plain, strong, visible
 from sparselens.dashboards.export.figure import Figure
 from sparselens.dashboards.export.page_template import page, style
 from sparselens.dashboards.export.token import broken
 from sparselens.dashboards.head_panel import TOKENS
 from sparselens.dashboards.query import Source, SourceError, records
+from sparselens.dashboards.reads import reads
 from sparselens.dashboards.selection import Selection
 
 LEFT_OUT = """
@@ -73,9 +74,7 @@ class HeadView:
             style(self.theme, "head_view.css"),
             reads=self.reads,
             map=self.map and Markup(self.map.svg),  # noqa: S704 - drawn by us, escaped
-            tokens=_tokens(
-                [row["text"] for row in tokens], self.reads, selection.q or 0, two=bool(selection.b)
-            ),
+            tokens=_tokens([row["text"] for row in tokens], reads(self.source, selection), selection),
             data={
                 "q": selection.q,
                 "two": bool(selection.b),
@@ -108,20 +107,16 @@ def head_view(source: Source, settled: Settled, theme: str = "light") -> HeadVie
     return HeadView(read, drawn, source, settled, theme)
 
 
-def _tokens(texts: list[str | None], read: Figure, query: int, *, two: bool) -> list[tuple[str, str]]:
+def _tokens(texts: list[str | None], read: dict[str, Any], selection: Selection) -> list[tuple[str, str]]:
     """`(classes, text)` of every token, shaded for the chosen query as the script shades for others."""
-    side = "b" if two else "a"
-    keys = {row["key"]: row for row in read.rows}
-    high = max((row[name] or 0.0 for row in read.rows for name in ("a", "b")), default=0.0) or 1.0
+    _, levels = shades(read, "b" if selection.b else "a", selection)
+    keys = {row["key"]: row for row in listed(read)}
     made = []
     for pos, text in enumerate(texts):
-        row = keys.get(pos)
-        step = None if row is None else level((row[side] or 0.0) ** 0.5, 0.0, high**0.5)
-        classes = "" if plain(step, "seq") else f"s{step}" + (" strong" if strong(step, "seq") else "")
-        if row is not None and row[f"kept_{side}"] is False and (row["a"] or 0.0) >= 0.01:
-            classes += " cut"
-        said = visible(None) if text is None else broken(text)
-        made.append((classes + (" query" if pos == query else ""), said))
+        step = levels.get(pos)
+        words = [] if plain(step, "seq") else [f"s{step}"] + ["strong"] * strong(step, "seq")
+        words += ["cut"] * is_cut(keys.get(pos)) + ["query"] * (pos == selection.q)
+        made.append((" ".join(words), visible(None) if text is None else broken(text)))
     return made
 
 
@@ -131,10 +126,9 @@ def _rows(source: Source, selection: Selection) -> dict[str, list[list[float | N
     found: dict[str, list[list[float | None]]] = {}
     for row in source.records(LEFT_OUT, b=selection.b or None, **at):
         found[str(row["q_pos"])] = [[-1, row["a"], row["b"], 1]]
-    kept = "kept_b" if selection.b else "kept_a"
     for row in records(edges(source, selection)):
         found.setdefault(str(row["q"]), [[-1, None, None, 1]]).append(
-            [row["k"], _rounded(row["a"]), _rounded(row["b"]), 0 if row[kept] is False else 1]
+            [row["k"], _rounded(row["a"]), _rounded(row["b"]), 0 if False in (row["kept_a"], row["kept_b"]) else 1]
         )
     return found
 

@@ -11,6 +11,7 @@ from sparselens.analyses.sweep.dots import dots
 from sparselens.analyses.sweep.frontier import POINTS, figure, headline, marks, ranked, wide
 from sparselens.analyses.sweep.metric import METRICS
 from sparselens.dashboards.choice import NO_RUN
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.page import PAIR, Page, message, panel, problem
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
@@ -80,7 +81,7 @@ def sections(frame: Any) -> list[Any]:
         graphs = [
             html.Figure(
                 [
-                    html.Figcaption(_spoken(metric), title=METRICS[metric]),
+                    html.Figcaption([_spoken(metric), save_buttons()], title=METRICS[metric]),
                     dcc.Graph(figure=figure(points, metric), config={"displaylogo": False}),
                 ],
                 className="frontier-figure",
@@ -107,7 +108,12 @@ def _dots(points: Any) -> list[Any]:
     return [
         html.Figure(
             [
-                html.Figcaption(f"{count} methods asked for a density of {number(target)}, by recalled mass"),
+                html.Figcaption(
+                    [
+                        f"{count} methods asked for a density of {number(target)}, by recalled mass",
+                        save_buttons(),
+                    ]
+                ),
                 dcc.Graph(figure=dots(points, headline(points), target), config={"displaylogo": False}),
             ],
             className="frontier-figure frontier-dots",

@@ -7,6 +7,7 @@ from typing import Any
 from dash import ALL, ClientsideFunction, Dash, Input, Output, dcc, html
 
 from sparselens.analyses.sinks.measure import DEFINITIONS
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.sink_panel import (
@@ -132,6 +133,7 @@ def _layer_figure(metric: str, title: str, drawn: Any) -> Any:
                 [
                     html.Abbr(metric, title=DEFINITIONS[metric], className="mono"),
                     html.Span(f" {title}", className="note"),
+                    save_buttons(),
                 ]
             ),
             dcc.Graph(

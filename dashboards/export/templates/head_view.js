@@ -29,7 +29,7 @@
       const step = high > 0 ? Math.round(STEPS * Math.sqrt((key[side] || 0) / high)) : 0;
       if (step > 0) token.classList.add("s" + step);
       if (step >= STRONG) token.classList.add("strong");
-      if (!key[3] && (key[1] || 0) >= WORTH) token.classList.add("cut");
+      if (!key[3] && Math.max(key[1] || 0, key[2] || 0) >= WORTH) token.classList.add("cut");
     }
     tokens[query].classList.add("query");
     const best = row.slice(1).sort((x, y) => Math.max(y[1] || 0, y[2] || 0) - Math.max(x[1] || 0, x[2] || 0));
