@@ -59,7 +59,7 @@ def change(source: Source, selection: Selection, b: str = "") -> Change:
 
 def offered(source: Source, selection: Selection) -> list[dict[str, Any]]:
     """The list of metrics: over brushed rows those that have no value row by row cannot be chosen."""
-    there = DIFF_METRICS
+    there: tuple[str, ...] = DIFF_METRICS
     if active(selection) is not None:
         there = change(source, selection).metrics
     return [

@@ -137,7 +137,7 @@ def register_matrix(app: Dash, source: Source) -> None:
 
     def draw(data: dict[str, Any] | None, settled: dict[str, Any] | None) -> Any:
         selection = chosen(data)
-        nothing = ({}, None, None, [], [], {}, HIDDEN)
+        nothing: tuple[Any, ...] = ({}, None, None, [], [], {}, HIDDEN)
         if selection is None or settled is None or not selection.runs:
             return nothing
         try:
