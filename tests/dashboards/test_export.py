@@ -325,3 +325,26 @@ def test_a_hostile_bundle_runs_no_script_of_the_trace(hostile: Bundle, opened: A
         page.goto((folder / name).as_uri())
         assert page.evaluate("window.injected") is None
         assert page.locator("iframe, img, a[href^=javascript]").count() == 0
+
+
+@pytest.mark.browser
+def test_pages_save_what_they_show(served: str, visit: Any) -> None:
+    """The server's figures by their address, Plotly's drawn by the browser; both as SVG and PNG."""
+    page = visit(f"{served}heads?a={A}&b={B}&over=all&score=head_stats.entropy&whose=b")
+    page.wait_for_selector(".cell")
+    page.wait_for_selector("#scatter .js-plotly-plot .point path, #scatter .point")
+    for kind, starts in (
+        ("heads.svg", b"<svg"),
+        ("heads.png", b"\x89PNG"),
+        ("graph.svg", b"<svg"),
+        ("graph.png", b"\x89PNG"),
+    ):
+        with page.expect_download() as started:
+            page.locator(f'[data-save="{kind}"]').first.click()
+        content = Path(started.value.path()).read_bytes()
+        assert content.startswith(starts), kind
+        if kind == "heads.svg":
+            assert "entropy of every head" in content.decode()
+        if kind == "graph.svg":
+            assert "Two scores" in content.decode()
+            assert "query rows" in content.decode()  # the caption says what the numbers are over
