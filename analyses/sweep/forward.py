@@ -18,6 +18,7 @@ from sparselens.kernels.kernel import Attended
 from sparselens.kernels.policy import Policy
 from sparselens.kernels.selection import Selection
 from sparselens.kernels.statistics import NOTHING, Want
+from sparselens.workbench.decode import decoded_tokens
 from sparselens.workbench.probe import mean_over
 from sparselens.workbench.readout import ROWS
 
@@ -96,7 +97,10 @@ class Watch:
 
 @torch.no_grad()
 def losses(base: Base, states: Tensor | None, *, every_token: bool) -> dict[str, float]:
-    """Return losses and divergences of a run from its final states `[tokens, d_model]`; None: of the base itself."""
+    """Return losses and divergences of a run from its final states `[tokens, d_model]`; None: of the base itself.
+
+    Those of every token are, where tokens are decoded, those of the decoded ones.
+    """
     prompt = base.prompt
     ids = torch.tensor(prompt.token_ids)
     tokens = len(ids)
@@ -113,7 +117,8 @@ def losses(base: Base, states: Tensor | None, *, every_token: bool) -> dict[str,
         right[rows] = (logp.argmax(-1) == target[:, 0]).double().numpy()
     found: dict[str, float] = {}
     if every_token:
-        found |= {"nll": nll.mean(), "nll_change": change.mean(), "kl": kl.mean()}
+        decoded = slice(-decoded_tokens(prompt, base.stand.decode) or None, None)
+        found |= {"nll": nll[decoded].mean(), "nll_change": change[decoded].mean(), "kl": kl[decoded].mean()}
     if prompt.answer_ids:
         answer = answer_rows(prompt)
         found |= {"answer_nll": nll[answer].mean(), "answer_nll_change": change[answer].mean()}

@@ -6,6 +6,7 @@ TASK = "sweep"
 """The task that its rows of `evals` and `prompt_scores` bear."""
 
 _HEADS = "mean over all heads and layers, then over prompts"
+_TOKENS = "over all tokens but the first, with --decode over the decoded ones, then over prompts"
 _ANSWER = "over the answer's tokens, given those before"
 
 METRICS = {
@@ -15,9 +16,9 @@ METRICS = {
     "recalled_mass_nosink": "recalled_mass with the first token left out of both sides",
     "write_error": "‖W_O^h (z − z_base)‖ ÷ the layer's mean ‖attention output‖ of the base, each as it ran: mean over "
     f"the rows that predict the answer, without one over the rows in which the head dropped a key, {_HEADS}",
-    "nll": "−ln probability of a token (nats), mean over all tokens but the first, then over prompts",
+    "nll": f"−ln probability of a token (nats), mean {_TOKENS}",
     "nll_change": "nll − nll of the base, as it ran",
-    "kl": "KL(base ‖ run) of the next-token distributions (nats), mean over all tokens but the first, then prompts",
+    "kl": f"KL(base ‖ run) of the next-token distributions (nats), mean {_TOKENS}",
     "answer_nll": f"−ln probability of a token (nats), mean {_ANSWER}, then over prompts",
     "answer_nll_change": "answer_nll − answer_nll of the base, as it ran",
     "answer_kl": f"KL(base ‖ run) of the next-token distributions (nats), mean {_ANSWER}, then over prompts",

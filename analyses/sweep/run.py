@@ -121,7 +121,7 @@ class Study:
 
     def _once(self, key: str, prompt: Prompt, compute: Callable[[], Numbers]) -> Numbers:
         """Return numbers of a prompt, kept or computed now."""
-        decode = "" if self.chosen.decoding is None else f" decode {self.chosen.decoding}"
+        decode = "" if self.chosen.decoding is None else f" decoded {self.chosen.decoding}"
         about = f"against {self.stand.base} by {self.chosen.kernel}{decode} on {prompt.id}"
         return as_numbers(self.ledger.once(f"{key} {about}", compute))
 

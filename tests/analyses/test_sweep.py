@@ -17,6 +17,8 @@ from sparselens.analyses.interval import clustered_mean
 from sparselens.analyses.ledger import Ledger
 from sparselens.analyses.sweep import run as sweep_run
 from sparselens.analyses.sweep.base import Base, Stand
+from sparselens.analyses.sweep.dots import dots
+from sparselens.analyses.sweep.forward import losses
 from sparselens.analyses.sweep.frontier import POINTS, figure, ranked, wide
 from sparselens.analyses.sweep.plan import Point, spread
 from sparselens.analyses.sweep.recall import recalls
@@ -229,6 +231,23 @@ def test_the_figure_holds_the_points_and_marks_them(swept: Any, points: Any) -> 
         figure(points.assign(phase=["prefill"] * 3 + ["decode"] * 3), "nll_change")
 
 
+def test_points_of_one_density_are_drawn_in_the_order_of_their_rank(points: Any) -> None:
+    names = ("recalled_mass", "write_error")
+    drawn = dots(points, names, 0.4)
+    asked = ranked(points[points["target"] == 0.4], "recalled_mass")
+    rows = [method.partition("(")[0] for method in asked["method"]]
+    for trace in drawn.data:
+        assert list(trace.y) == rows
+        assert (
+            list(trace.x)
+            == asked[
+                trace.name if trace.name in names else f"{names[trace.xaxis == 'x2']}_{trace.name}"
+            ].tolist()
+        )
+    with pytest.raises(ValueError, match=r"no point has the target density 0.3; there are 0.2, 0.4"):
+        dots(points, names, 0.3)
+
+
 def test_decoding_is_a_frontier_of_its_own(small: Any, tmp_path: Path) -> None:
     given = {
         "policies": ("sliding_window(window=16,phase=decode)", "oracle_topk(k=12,phase=decode)"),
@@ -245,6 +264,24 @@ def test_decoding_is_a_frontier_of_its_own(small: Any, tmp_path: Path) -> None:
     assert rows["phase"].tolist() == ["decode", "decode"]
     assert rows["density"].tolist() == pytest.approx([0.2, 0.2], rel=0.02)
     assert (rows["recalled_mass − oracle"] <= 1e-6).all()
+
+
+def test_losses_of_a_decode_are_of_the_decoded_tokens(small: Any) -> None:
+    prompt = small.prompts(PROMPTS)[0]
+    policy = parse("sliding_window(window=4,phase=decode)")
+    found = {}
+    for decode in (12, "answer"):
+        base = Base.of(Stand.of(small, parse("dense"), kernel("blocked"), decode), prompt)
+        states, _ = base.stand.run(prompt, policy)
+        found[decode] = losses(base, states, every_token=True)
+        for name in ("nll", "nll_change", "kl"):
+            of_all = losses(replace(base, stand=replace(base.stand, decode=None)), states, every_token=True)
+            assert found[decode][name] != pytest.approx(of_all[name], rel=1e-3)
+        logp = base.stand.log_probabilities(states).double()
+        taken = logp[:-1].gather(1, torch.tensor(prompt.token_ids)[1:, None])[:, 0]
+        count = 12 if decode == 12 else len(prompt.answer_ids)
+        assert found[decode]["nll"] == pytest.approx(-float(taken[-count:].detach().mean()), abs=1e-5)
+    assert found["answer"]["nll"] == pytest.approx(found["answer"]["answer_nll"], abs=1e-9)
 
 
 def test_masses_from_counts_and_from_masks_agree(small: Any) -> None:

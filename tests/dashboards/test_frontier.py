@@ -95,6 +95,6 @@ def test_the_page_draws_a_figure_a_metric_and_the_table(
     assert page.locator("#frontier .js-plotly-plot").count() == len(METRICS)
     rows = page.locator("#frontier tbody tr")
     assert rows.count() == 2 * len(METHODS)
-    assert "window(k=0.1)" in rows.nth(0).inner_text()
+    assert "window(k=0.1)" in (rows.nth(0).text_content() or "")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     browsing.shot(page, f"frontier-{'dark-narrow' if dark else 'light'}")
