@@ -65,7 +65,7 @@ def offered(source: Source, selection: Selection) -> list[dict[str, Any]]:
     return [
         {
             "value": name,
-            "label": name if name in there else f"{name} (not by row)",
+            "label": name if name in there else f"{name} (not of these rows)",
             "disabled": name not in there,
         }
         for name in DIFF_METRICS

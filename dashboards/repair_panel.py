@@ -7,19 +7,20 @@ from typing import Any
 
 from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 
+from sparselens.analyses.cause.command import Wish
 from sparselens.dashboards.access import from_own_page
 from sparselens.dashboards.choice import SHAPE
 from sparselens.dashboards.job import Job
-from sparselens.dashboards.page import chosen, message, panel, part, parts, problem
+from sparselens.dashboards.page import PAIR, chosen, message, panel, part, parts, problem
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.repair import highest, repair_figure, repairs
 from sparselens.dashboards.repair_wish import TOPS, refusal, top_heads, wish
 from sparselens.dashboards.selection import Selection
 
 PICK_FIELDS = part("a", "b", "prompt", "over", "scope", "rows", "brush", "picked")
-DONE_FIELDS = part("b", "a")
 SEEN = "These heads were ranked on the very prompts that they are tried on, so they do better here than on others."
 CLI = (sys.executable, "-P", "-m", "sparselens.workbench.cli")
+ODD = "What this trace says of the run holds control characters: no command is made of it."
 SELECTED = "the selection is empty: choose two runs"
 
 
@@ -41,7 +42,7 @@ def repair_panel() -> Any:
     )
     return panel(
         "Give heads back",
-        *parts(PICK_FIELDS, DONE_FIELDS),
+        *parts(PICK_FIELDS),
         dcc.Store(id="job-done", data=0),
         dcc.Interval(id="job-tick", interval=1000),
         html.Div([choice, html.Div(id="repairs")], className="columns repair-columns"),
@@ -80,34 +81,39 @@ def _picked(selection: Selection, ranked: list[str]) -> Any:
     return [html.Div([*tops, clear], className="controls"), html.Div(some, className="picked")]
 
 
+def _command(asked: Wish, why: str, path: Any) -> list[Any]:
+    """The command to copy, and why the server does not start it, where it does not."""
+    copy = html.Button("Copy the command", type="button", className="action", **{"data-copy": "pick-line"})
+    lines = [html.Pre(asked.line(path), className="command", id="pick-line"), copy]
+    if why:
+        words = f"This server does not start it: {why}. If you trust this trace, run the command yourself."
+        lines.append(html.P(words, className="note said"))
+    return [*lines, html.P(SEEN, className="note")]
+
+
+def _choice(source: Source, selection: Selection) -> tuple[Any, Any, Any, bool]:
+    """The picked heads, the command, what it costs, and whether the button is off."""
+    asked, price = wish(source, selection)
+    why = refusal(asked, _shape(source, selection))
+    picked = _picked(selection, top_heads(source, selection))
+    if not asked.heads:
+        return picked, None, None, True
+    if not asked.line(source.path).isprintable():
+        return picked, message(ODD), None, True
+    return picked, _command(asked, why, source.path), "" if why else f"{price}.", bool(why)
+
+
 def register_repair(app: Dash, source: Source) -> None:
     """Wire the panel to the selection and to the one job of this server."""
-    job = Job()
 
     def draw_choice(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or not selection.b:
             return None, None, None, True
         try:
-            asked, price = wish(source, selection)
-            why = refusal(asked, _shape(source, selection))
-            picked = _picked(selection, top_heads(source, selection))
+            return _choice(source, selection)
         except SourceError as trouble:
             return problem(trouble), None, None, True
-        if not asked.heads:
-            return picked, None, None, True
-        lines = [html.Pre(asked.line(source.path), className="command", id="pick-line")]
-        lines.append(
-            html.Button("Copy the command", type="button", className="action", **{"data-copy": "pick-line"})
-        )
-        if why:
-            lines.append(
-                html.P(
-                    f"This server does not start it: {why}. Run the command yourself.", className="note said"
-                )
-            )
-        lines.append(html.P(SEEN, className="note"))
-        return picked, lines, "" if why else f"{price}.", bool(why)
 
     app.callback(
         Output("pick-heads", "children"),
@@ -116,7 +122,7 @@ def register_repair(app: Dash, source: Source) -> None:
         Output("job-run", "disabled"),
         Input(PICK_FIELDS, "data"),
     )(draw_choice)
-    _register_job(app, source, job)
+    _register_job(app, source, Job())
 
     def draw_repairs(data: dict[str, Any] | None, done: int | None) -> Any:
         del done
@@ -132,9 +138,7 @@ def register_repair(app: Dash, source: Source) -> None:
         high = highest(found)
         return [repair_figure(each, high) for each in found]
 
-    app.callback(Output("repairs", "children"), Input(DONE_FIELDS, "data"), Input("job-done", "data"))(
-        draw_repairs
-    )
+    app.callback(Output("repairs", "children"), Input(PAIR, "data"), Input("job-done", "data"))(draw_repairs)
 
 
 def _shape(source: Source, selection: Selection) -> tuple[int, int]:
@@ -152,7 +156,10 @@ def started(source: Source, job: Job, selection: Selection | None) -> str:
         asked, _ = wish(source, selection)
         why = refusal(asked, _shape(source, selection))
         if not why:
-            job.start(f"restore of {len(asked.heads)} heads", [*CLI, *asked.arguments(source.path)])
+            job.start(
+                f"Restore of {len(asked.heads)} heads under {asked.policy}",
+                [*CLI, *asked.arguments(source.path)],
+            )
     except ValueError as problem_found:  # SourceError is one
         return str(problem_found)
     return why
@@ -169,15 +176,9 @@ def _register_job(app: Dash, source: Source, job: Job) -> None:
         elif ctx.triggered_id == "job-stop" and from_own_page():
             job.stop()
         state = job.state()
-        ended = done or 0
-        if not state.running and state.seconds and ctx.triggered_id == "job-tick":
-            ended += 1
-        return (
-            job_figure(state, why),
-            not state.running,
-            not state.running,
-            ended if ended != done else no_update,
-        )
+        still = not state.running
+        ended = ctx.triggered_id == "job-tick" and state.name and still
+        return job_figure(state, why), still, still, (done or 0) + 1 if ended else no_update
 
     app.callback(
         Output("job", "children"),

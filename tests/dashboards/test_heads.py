@@ -19,10 +19,10 @@ from sparselens.analyses.interval import clustered_mean
 from sparselens.dashboards.app import create_app
 from sparselens.dashboards.choice import settle
 from sparselens.dashboards.finder import both, grid_figure, inside, ranked, roles, score_range
+from sparselens.dashboards.grid_panel import holding_zero
 from sparselens.dashboards.multiple import layer_maps, multiples_figure
 from sparselens.dashboards.page import Page
 from sparselens.dashboards.pages import heads
-from sparselens.dashboards.pages.compare import holding_zero
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.scatter import correlation, figure, points
 from sparselens.dashboards.score import options, preferred, scores, whose
