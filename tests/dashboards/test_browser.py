@@ -36,6 +36,51 @@ def test_home_opens_on_the_difference_and_a_click_leads_to_the_head(visit: Any, 
     assert page.get_attribute(".cell[aria-current]", "data-cell") == "L1H2"
 
 
+def test_the_story_from_the_worst_head_to_a_link_that_shows_the_same(visit: Any, served: str) -> None:
+    page = visit(served)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.wait_for_selector("#headline a[data-go]")
+    worst = page.inner_text("#headline a[data-go]")
+    page.click("#headline a[data-go]")
+    page.wait_for_selector(f"#head-title:has-text('{worst}')")
+    page.wait_for_selector("#reads:has-text('Query 56')")
+    page.locator("#text .token").nth(45).click()
+    page.wait_for_selector("#reads:has-text('Query 45')")
+    page.click("text=Hide sinks")
+    page.wait_for_selector("#map-how:has-text('hidden')")
+    before = chosen(page)
+    page.keyboard.press("s")
+    page.wait_for_function(f"new URLSearchParams(location.search).get('a') === '{before['b']}'")
+    page.wait_for_selector("#reads:has-text('Query 45')")
+    page.click("nav >> text=SQL")
+    page.click(".sample:has-text('What this head reads')")
+    page.wait_for_selector("#result .ag-row")
+    page.wait_for_selector("#query-state:has-text('rows')")
+    query = page.input_value("#query")
+    assert f"e.layer = {worst[1]}" in query
+    assert f"e.run_id = '{before['a']}'" in query
+    page.click('[data-action="copy"]')
+    page.wait_for_selector("#status.shown")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == page.url
+    cells = "#result .ag-center-cols-container [role=gridcell]"
+    other = visit(link)
+    other.wait_for_selector("#result .ag-row")
+    assert other.locator(cells).all_inner_texts() == page.locator(cells).all_inner_texts()
+    assert other.input_value("#query") == query
+    assert other.url == link
+    kept = {
+        name: value
+        for name, value in chosen(other).items()
+        if name in ("layer", "head", "q", "hide", "prompt")
+    }
+    assert kept == {"layer": worst[1], "head": worst[3], "q": "45", "hide": "1", "prompt": before["prompt"]}
+    other.click("nav >> text='Head'")
+    other.wait_for_selector(f"#head-title:has-text('{worst}')")
+    other.wait_for_selector("#reads:has-text('Query 45')")
+    other.wait_for_selector("#map-how:has-text('hidden')")
+
+
 def test_a_link_shows_the_same_view_in_a_fresh_browser(visit: Any, served: str) -> None:
     page = visit(f"{served}head?layer=2&head=1")
     page.wait_for_selector(".map-frame")
