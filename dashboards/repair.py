@@ -101,8 +101,8 @@ def share(row: dict[str, Any], name: str = "gap_closed") -> str:
     """A share of the gap as a percentage with its interval."""
     if row.get(name) is None:
         return "–"
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return percent(row[name]) if low is None else f"{percent(row[name])} [{percent(low)}, {percent(high)}]"
+    value, low, high = (percent(row[f"{name}{end}"]).replace("-", "−") for end in ("", "_low", "_high"))
+    return value if row[f"{name}_low"] is None else f"{value} [{low}, {high}]"
 
 
 def repair_words(source: Source, selection: Selection) -> str:
