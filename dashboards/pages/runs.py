@@ -6,6 +6,7 @@ from typing import Any
 
 from dash import Dash, Input, Output, html
 
+from sparselens.dashboards.access import from_own_page
 from sparselens.dashboards.metric import meaning
 from sparselens.dashboards.page import PAIR, Page, chosen, message, panel, problem, table, table_height
 from sparselens.dashboards.query import Source, SourceError, capture_command, one_line, records
@@ -105,6 +106,8 @@ def register(app: Dash, source: Source) -> None:
     )(draw_runs)
 
     def take_note(edits: list[dict[str, Any]] | None) -> Any:
+        if not from_own_page():
+            return message("Notes are taken from this server's own pages alone.")
         return [noted(source, edit["data"]["run_id"], edit["value"] or "") for edit in edits or []]
 
     app.callback(

@@ -10,6 +10,7 @@ from typing import Any
 import browsing
 import pytest
 
+from sparselens.dashboards.app import create_app
 from sparselens.dashboards.pages.runs import RUNS, noted
 from sparselens.dashboards.query import Source
 from sparselens.storage.pack import pack
@@ -38,6 +39,28 @@ def test_what_cannot_be_noted_is_said(copied: Path, tmp_path: Path) -> None:
     assert "is not a run" in str(noted(Source(copied), "run-9", "x"))
     pack(copied, tmp_path / "packed.duckdb")
     assert "packed trace" in str(noted(Source(tmp_path / "packed.duckdb"), "run-1-window", "x"))
+
+
+def test_no_other_site_writes_a_note(copied: Path) -> None:
+    client = create_app(copied).server.test_client()
+    body = {
+        "output": "runs-noted.children",
+        "outputs": {"id": "runs-noted", "property": "children"},
+        "inputs": [
+            {
+                "id": "runs",
+                "property": "cellValueChanged",
+                "value": [{"data": {"run_id": "run-1-window"}, "value": "x"}],
+            }
+        ],
+        "changedPropIds": ["runs.cellValueChanged"],
+    }
+    for headers in ({}, {"Origin": "http://elsewhere"}, {"Origin": "null"}):
+        answer = client.post("/_dash-update-component", json=body, headers=headers)
+        assert "own pages alone" in answer.text
+    assert all(row["note"] is None for row in Source(copied).records(RUNS))
+    answer = client.post("/_dash-update-component", json=body, headers={"Origin": "http://localhost"})
+    assert "Noted on window" in answer.text
 
 
 @pytest.fixture
