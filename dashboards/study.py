@@ -174,6 +174,13 @@ def _interval(row: dict[str, Any] | None) -> str:
     return f"{number(row['value'])} [{number(row['ci_low'])}, {number(row['ci_high'])}]"
 
 
+def _ranked(args: dict[str, Any]) -> str:
+    """What the heads of a study were chosen on."""
+    if list(args.get("orders", ())) == ["given"]:
+        return "the heads given by name"
+    return f"ranked on {args.get('ranked_on')}, other families each way"
+
+
 def about(
     rows: Sequence[dict[str, Any]], study: dict[str, Any], metric: str, selection: Selection
 ) -> list[str]:
@@ -181,8 +188,7 @@ def about(
     args = json.loads(study["args"] or "{}")
     said = [
         f"{study['name']} {args.get('kind', '')}, policy {study['under']} against {args.get('base')}, phase "
-        f"{args.get('phase')}; tested on {study['prompt_set']}, ranked on {args.get('ranked_on')}, other families "
-        "each way."
+        f"{args.get('phase')}; tested on {study['prompt_set']}, {_ranked(args)}."
     ]
     if selection.b and study["base_run"] != selection.b:
         same = study["under"] == study["chosen_policy"]

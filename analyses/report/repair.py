@@ -134,7 +134,9 @@ def _notes(study: Study) -> list[Block]:
         said = "; ".join(
             f"{', '.join(map(str, fold['tested']))} ({fold['n_tested']} prompts)" for fold in folds
         )
-        words = f"Heads were ranked on other families than they are tested on. Tested, fold by fold: {said}."
+        named = list(study.args.get("orders", ())) == ["given"]
+        how = "given by name" if named else "ranked on other families than they are tested on"
+        words = f"Heads were {how}. Tested, fold by fold: {said}."
         found.append(Paragraph(words, quiet=True))
     words = study.extra.get("estimate", {}).get("words")
     return [*found, Paragraph(Verbatim(words), quiet=True)] if words else found
