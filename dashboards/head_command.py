@@ -51,7 +51,7 @@ def commands(source: Source, selection: Selection) -> dict[str, str]:
     heads = {"heads": f"[{selection.head_name}]", "orders": "[given]", "matched": "[given]"}
     against = {} if base.partition("(")[0] == "dense" else {"base": written(base)}
     given = {
-        "restore": {**heads, **on, **against},
+        "restore": {**heads, "check": "0", **on, **against},
         "ablate": {**heads, **on, **against},
         "attribution": on,
     }

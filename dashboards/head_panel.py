@@ -23,7 +23,8 @@ SELECT run_id, sink_mass FROM head_stats
 WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND rows = 'all'
   AND layer = $layer AND head = $head
 """
-READ_FIELDS = part("a", "b", "prompt", "layer", "head")
+READ_FIELDS = part("prompt")
+"""What is read follows the URL in the browser: moving to another head draws no token anew."""
 MAP_FIELDS = part("a", "b", "prompt", "layer", "head", "qs", "ks", "hide", "scale", "weigh")
 
 

@@ -71,7 +71,8 @@ def prompts_figure(rows: list[dict[str, Any]], selection: Selection) -> list[Any
         cells = [row["n_rows"], number(row["write_error"]), number(row["kept_mass"])]
         cells.append(f"{number(row['norm_a'], 2)} → {number(row['norm_b'], 2)}")
         body.append(html.Tr([html.Th(link, scope="row"), *[html.Td(cell) for cell in cells]]))
-    said = f"{n} prompts have rows {selection.rows} in scope {selection.scope}; by write error."
+    many = f"{n} prompts have" if n > 1 else "One prompt has"
+    said = f"{many} rows {selection.rows} in scope {selection.scope}; by write error."
     return [
         html.P(said, className="note"),
         html.Div(

@@ -6,7 +6,7 @@ and a part of its own for what is not stored. Of every row A and B sum to 1, so 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -57,7 +57,8 @@ class Part:
 class Mass:
     """The parts, which sum to 1 in A and in B, and the keys by mean mass: `pos, a, b, dropped, gained` `[tokens]`.
 
-    `exact`: whole rows; `empty`: rows in which B keeps nothing, so that its masses sum to less than 1.
+    `exact`: whole rows; `empty`: rows in which B keeps nothing, so that its masses sum to less than 1; `one_sided`:
+    stored edges of one run whose mass in the other is not known, and is among what is not stored there.
     """
 
     parts: list[Part]
@@ -65,6 +66,7 @@ class Mass:
     n_rows: int
     exact: bool
     empty: int = 0
+    one_sided: int = 0
 
     @property
     def dropped(self) -> float | None:
@@ -168,7 +170,8 @@ def _stored(source: Source, selection: Selection, rows: Ints, classes: Classes, 
                 "the trace is broken here."
             )
     left_out = (max(rest["a"], 0.0), max(rest["b"], 0.0), dropped)
-    return _made(sums, len(rows), exact=False, empty=empty, left_out=left_out)
+    made = _made(sums, len(rows), exact=False, empty=empty, left_out=left_out)
+    return replace(made, one_sided=int(frame[["a", "b"]].isna().any(axis=1).sum()))
 
 
 def _kept(source: Source, selection: Selection, frame: Any) -> NDArray[np.bool_]:

@@ -55,13 +55,18 @@ def mass_figure(found: Mass, where: str) -> list[Any]:
     """The sentence, the bars and the table of the parts; `where` says which rows they are means over."""
     source = "Whole rows, from the kept q and k." if found.exact else "From the stored edges."
     empty = f" In {found.empty} of the rows B keeps nothing." if found.empty else ""
+    one_sided = (
+        f" {found.one_sided} of the edges are stored in one run alone: the other's mass on them is under not stored."
+        if found.one_sided
+        else ""
+    )
     return [
         html.P(_sentence(found), className="mass-said"),
         html.Div([_bar("A", found.parts, "a"), _bar("B", found.parts, "b")], className="mass-bars"),
         html.Div(
             _table(found), className="scroll", tabIndex="0", role="region", **{"aria-label": "Masses by key"}
         ),
-        html.P(f"Means over {where}. {source}{empty}", className="note"),
+        html.P(f"Means over {where}. {source}{empty}{one_sided}", className="note"),
         defined("What the columns mean", *MEANINGS),
     ]
 

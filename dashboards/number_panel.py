@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
-from dash import Dash, Input, Output, State, html
+from dash import ClientsideFunction, Dash, Input, Output, State, html
 
 from sparselens.dashboards.choice import over
 from sparselens.dashboards.head_number import (
@@ -24,6 +25,7 @@ from sparselens.dashboards.score_list import filled
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.shell import picker
 
+MODEL = "SELECT model FROM runs WHERE run_id = $a"
 HEAD_FIELDS = part("a", "b", "prompt", "layer", "head", "rows")
 SCORE_FIELDS = part("a", "b", "layer", "head")
 ROW_FIELDS = part("scope", "b", "a")
@@ -51,20 +53,24 @@ def scores_panel() -> Any:
 
 def register_numbers(app: Dash, source: Source) -> None:
     """Wire the title, the roles and the numbers to the selection."""
+    app.clientside_callback(
+        ClientsideFunction("sparselens", "headTitle"),
+        Output("head-title", "children"),
+        Input(SCORE_FIELDS, "data"),
+    )
 
     def draw_numbers(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or selection.layer is None or not selection.prompt:
-            return "Head", None, message("No head is chosen: this trace has no captured run."), None
+            return None, message("No head is chosen: this trace has no captured run."), None
         try:
             roles = _roles(source, selection)
             table, damage = _numbers(source, selection)
         except SourceError as found:
-            return selection.head_name, None, problem(found), None
-        return selection.head_name, roles, table, damage
+            return None, problem(found), None
+        return roles, table, damage
 
     app.callback(
-        Output("head-title", "children"),
         Output("head-roles", "children"),
         Output("statistics", "children"),
         Output("damage", "children"),
@@ -125,10 +131,9 @@ def register_scores(app: Dash, source: Source) -> None:
         except SourceError as found:
             return problem(found)
         if not rows:
-            return message(
-                "No analysis of these runs is in the trace.",
-                f"sparselens analyse roles --model MODEL --trace {source.path}",
-            )
+            model = source.first(MODEL, a=selection.a).get("model") or "MODEL"
+            line = ["sparselens", "analyse", "roles", "--model", model, "--trace", str(source.path)]
+            return message("No analysis of these runs is in the trace.", shlex.join(line))
         return scores_figure(rows)
 
     app.callback(

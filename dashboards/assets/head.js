@@ -27,11 +27,16 @@
   });
 
   window.dash_clientside.sparselens = Object.assign(window.dash_clientside.sparselens || {}, {
-    watch: function () {
-      for (const place of document.querySelectorAll("[data-seen]:not(.watched)")) {
-        place.classList.add("watched");
-        near.observe(place);
-      }
+    headTitle: (data) => (data && data.part.layer !== null && data.part.head !== null ? "L" + data.part.layer + "H" + data.part.head : "Head"),
+    // Watched from when the panels above are drawn: an empty page is so short that all of it is in view.
+    watch: function (...above) {
+      if (above.every((children) => children !== null && children !== undefined))
+        setTimeout(function () {
+          for (const place of document.querySelectorAll("[data-seen]:not(.watched)")) {
+            place.classList.add("watched");
+            near.observe(place);
+          }
+        }, 100);
       return window.dash_clientside.no_update;
     },
   });

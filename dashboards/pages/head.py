@@ -96,7 +96,8 @@ def register(app: Dash, source: Source) -> None:
     register_prompts(app, source)
     register_study(app, source)
     register_scores(app, source)
-    app.clientside_callback(ClientsideFunction("sparselens", "watch"), Input("head-title", "children"))
+    above = [Input(name, "children") for name in ("maps", "mass", "statistics")]
+    app.clientside_callback(ClientsideFunction("sparselens", "watch"), *above)
 
 
 PAGE = Page("Head", "/head", 2, layout, register, settle_study)

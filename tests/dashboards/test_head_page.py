@@ -12,6 +12,7 @@ import browsing
 import numpy as np
 import pytest
 from head_trace import BASE, ERRORS, LENGTH, POLICY, PROMPTS, RUN, write_captured, write_hand
+from small_trace import Shape, write_trace
 
 from sparselens.analyses.analysis import parse
 from sparselens.dashboards import mass as mass_module
@@ -103,6 +104,25 @@ def test_of_one_row_what_is_dropped_of_the_unstored_mass_is_not_claimed(hand: So
     )  # kept, dropped and gained: of this part, and of the sums that need it
     with pytest.raises(SourceError, match="no such row"):
         mass(hand, HAND, np.array([], np.int64), classes(hand, HAND, LENGTH))
+
+
+def test_edges_of_one_run_alone_are_counted_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "pooled"
+    write_trace(path, Shape(), prompts=1, keep=False)
+    source = Source(path)
+    at = Selection(
+        a="run-1-window", b="run-2-sink-window", prompt="prompt-0", layer=1, head=2
+    )  # neither is a base
+    found = mass(source, at, np.array([45]), classes(source, at, 60))
+    sides = source.frame(
+        "SELECT run_id, k_pos FROM edges WHERE layer = 1 AND head = 2 AND q_pos = 45 AND run_id IN ($a, $b)",
+        a=at.a, b=at.b,
+    ).groupby("run_id")["k_pos"].agg(set)  # fmt: skip
+    assert found.one_sided == len(sides[at.a] ^ sides[at.b]) > 0
+    assert sums(found) == pytest.approx((1.0, 1.0))
+    assert f"{found.one_sided} of the edges are stored in one run alone" in plain(
+        mass_figure(found, "query 45")
+    )
 
 
 def test_masses_above_one_are_refused(hand: Source, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +339,7 @@ def test_the_page_walks_from_the_map_to_the_commands(
     _, at = captured
     page = visit(f"{captured_served}head?a={at.a}&b={at.b}&prompt={at.prompt}&layer=1&head=1&rows=affected")
     page.wait_for_selector(".mass-bar")
+    assert page.locator("#head-study .study-graph").count() == 0  # it is drawn when it comes near
     assert "Means over the rows affected of this prompt, 114 queries" in page.inner_text("#mass")
     page.locator("#text .token").nth(100).click()
     page.wait_for_selector("#mass:has-text('query 100 alone')")
@@ -333,7 +354,6 @@ def test_the_page_walks_from_the_map_to_the_commands(
     page.locator("#statistics summary").first.focus()
     page.keyboard.press("Enter")
     assert page.locator("#statistics details[open]").count() == 1
-    assert page.locator("#head-study .study-graph").count() == 0
     page.locator("#panel-head-study").scroll_into_view_if_needed()
     page.wait_for_selector("#head-study:has-text('from 2 heads on')")
     page.locator("#panel-scores").scroll_into_view_if_needed()
