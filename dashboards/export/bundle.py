@@ -176,17 +176,7 @@ def _index(source: Source, settled: Settled, numbers: list[data.Numbers], about:
             "heads": settled.shape[1],
             "pages": about["names"],
             "roles": {f"L{layer}H{head}": label for (layer, head), label in roles.items() if label},
-            "over": [
-                {
-                    "place": each.place,
-                    "caption": each.caption,
-                    "values": {name: each.values(name) for name in names},
-                    "ends": {
-                        name: (each.grid(name, {})["low"], each.grid(name, {})["high"]) for name in names
-                    },
-                }
-                for each in known
-            ],
+            "over": [each.plain(names) for each in known],
         },
     )
 

@@ -67,8 +67,21 @@ class Numbers:
 
     def values(self, metric: str) -> list[float | None]:
         """The numbers of a metric, layer 0 first, to six digits."""
-        numbers = self.grid(metric, {})["values"]
-        return [None if value is None else float(f"{value:.6g}") for value in numbers]
+        return _digits(self.grid(metric, {})["values"])
+
+    def plain(self, metrics: Sequence[str]) -> dict[str, Any]:
+        """Place, caption, numbers and the ends of their scales, by metric, for the page's script."""
+        grids = {name: self.grid(name, {}) for name in metrics}
+        return {
+            "place": self.place,
+            "caption": self.caption,
+            "values": {name: _digits(drawn["values"]) for name, drawn in grids.items()},
+            "ends": {name: (drawn["low"], drawn["high"]) for name, drawn in grids.items()},
+        }
+
+
+def _digits(numbers: list[float | None]) -> list[float | None]:
+    return [None if value is None else float(f"{value:.6g}") for value in numbers]
 
 
 @dataclass(frozen=True)

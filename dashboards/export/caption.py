@@ -36,7 +36,8 @@ def runs_caption(source: Source, selection: Selection) -> str:
 
 def run_of(source: Source, selection: Selection, side: str) -> dict[str, Any]:
     """The `runs` row of a side, with its density over the prompts that are looked at."""
-    return source.first(RUN, run=getattr(selection, side), over=selection.over, prompt=selection.prompt)
+    asked = {"run": getattr(selection, side), "over": selection.over, "prompt": selection.prompt}
+    return source.kept(f"run of a caption {asked}", lambda: source.first(RUN, **asked))
 
 
 def policy_of(row: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from sparselens.dashboards.colour import ink as reads_on
 from sparselens.dashboards.export.sheet import colours, paper
 from sparselens.dashboards.export.svg import MONO, columns, element, group, text
 
@@ -30,13 +31,6 @@ class Token:
 def visible(said: str | None) -> str:
     """A token with its line breaks and tabs to be seen."""
     return "▯" if said is None else said.replace("\r", "").replace("\t", "⇥").replace("\n", "↵") or "∅"
-
-
-def strong(level: int | None, scale: str) -> bool:
-    """Whether the ground of a step is so strong that the text on it changes colour."""
-    if level is None:
-        return False
-    return level >= 15 if scale == "seq" else level <= 5 or level >= 27
 
 
 def plain(level: int | None, scale: str) -> bool:
@@ -79,7 +73,7 @@ def _token(token: Token, said: str, x: float, y: float, width: float, theme: str
                 stroke_width=1.5 if token.framed else None,
             )
         )
-    over = ink.over if ground and strong(token.level, token.scale) else None
+    over = _ink(ground) if ground else None
     parts.append(
         text(
             x,
@@ -93,3 +87,8 @@ def _token(token: Token, said: str, x: float, y: float, width: float, theme: str
     if token.cut:
         parts.append(element("path", d=f"M{x:g} {y + 10:g}h{width:g}", stroke=ink.danger, stroke_width=1.5))
     return parts[0] if len(parts) == 1 else group(*parts)
+
+
+def _ink(ground: str) -> str:
+    red, green, blue = bytes.fromhex(ground[1:])
+    return reads_on((red, green, blue))

@@ -16,7 +16,7 @@ from sparselens.dashboards.choice import Settled
 from sparselens.dashboards.edge import edges
 from sparselens.dashboards.export.draw import head_map
 from sparselens.dashboards.export.draw_reads import head_reads, is_cut, listed, shades, with_query
-from sparselens.dashboards.export.draw_text import plain, strong, visible
+from sparselens.dashboards.export.draw_text import plain, visible
 from sparselens.dashboards.export.figure import Figure
 from sparselens.dashboards.export.page_template import page, style
 from sparselens.dashboards.export.token import broken
@@ -114,7 +114,7 @@ def _tokens(texts: list[str | None], read: dict[str, Any], selection: Selection)
     made = []
     for pos, text in enumerate(texts):
         step = levels.get(pos)
-        words = [] if plain(step, "seq") else [f"s{step}"] + ["strong"] * strong(step, "seq")
+        words = [] if plain(step, "seq") else [f"s{step}"]
         words += ["cut"] * is_cut(keys.get(pos)) + ["query"] * (pos == selection.q)
         made.append((" ".join(words), visible(None) if text is None else broken(text)))
     return made
@@ -128,7 +128,12 @@ def _rows(source: Source, selection: Selection) -> dict[str, list[list[float | N
         found[str(row["q_pos"])] = [[-1, row["a"], row["b"], 1]]
     for row in records(edges(source, selection)):
         found.setdefault(str(row["q"]), [[-1, None, None, 1]]).append(
-            [row["k"], _rounded(row["a"]), _rounded(row["b"]), 0 if False in (row["kept_a"], row["kept_b"]) else 1]
+            [
+                row["k"],
+                _rounded(row["a"]),
+                _rounded(row["b"]),
+                0 if False in (row["kept_a"], row["kept_b"]) else 1,
+            ]
         )
     return found
 

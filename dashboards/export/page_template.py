@@ -78,7 +78,7 @@ def style(theme: str = "system", sheet: str = "export.css", heads: int = 1) -> s
     else:
         raise ValueError(f"no theme {theme!r}; themes are system, {', '.join(ours)}")
     steps = "".join(
-        f".{kind[0]}{step}{{background:var(--{kind}-{step})}}"
+        f".{kind[0]}{step}{{background:var(--{kind}-{step});color:var(--on-{kind}-{step})}}"
         for kind in ("seq", "div")
         for step in range(LEVELS + 1)
     )

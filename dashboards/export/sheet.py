@@ -27,13 +27,12 @@ class Paper:
     faint: str
     line: str
     accent: str
-    over: str
     danger: str
 
 
 PAPER = {
-    "light": Paper("#ffffff", "#1b1f27", "#555d6b", "#c9ced8", "#5547d6", "#ffffff", "#b3261e"),
-    "dark": Paper("#16191f", "#e8eaee", "#9aa2b1", "#3a4150", "#a79dff", "#0d1016", "#ff8a80"),
+    "light": Paper("#ffffff", "#1b1f27", "#555d6b", "#c9ced8", "#5547d6", "#b3261e"),
+    "dark": Paper("#16191f", "#e8eaee", "#9aa2b1", "#3a4150", "#a79dff", "#ff8a80"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparselens.dashboards.export.draw_text import plain, strong, visible
+from sparselens.dashboards.export.draw_text import plain, visible
 from sparselens.dashboards.verdict import number
 
 SHADES = ("diff", "a", "b")
@@ -14,13 +14,13 @@ def token_class(text: Any, pos: int, shade: str) -> str:
     """The classes of a token beside `token`, shaded by `diff`, `a` or `b`, with a space before each."""
     drawn = text.drawn
     marked = any(span["start"] <= pos < span["stop"] for span in text.spans)
-    words = [_step(drawn["levels"][shade][pos], shade).replace("+", " ")]
+    words = [_step(drawn["levels"][shade][pos], shade)]
     words += ["marked"] * marked + ["special"] * drawn["special"][pos]
     return "".join(f" {word}" for word in words if word)
 
 
 def token_levels(text: Any, pos: int) -> str:
-    """The classes of every shade, in the order of `SHADES`, a space between them; `+` joins those of one."""
+    """The classes of every shade, in the order of `SHADES`, a space between them."""
     return " ".join(_step(text.drawn["levels"][shade][pos], shade) for shade in SHADES)
 
 
@@ -37,6 +37,4 @@ def broken(said: str) -> str:
 
 def _step(level: int | None, shade: str) -> str:
     scale = "div" if shade == "diff" else "seq"
-    if level is None or plain(level, scale):
-        return ""
-    return f"{scale[0]}{level}" + ("+strong" if strong(level, scale) else "")
+    return "" if plain(level, scale) else f"{scale[0]}{level}"

@@ -18,7 +18,7 @@ from hostile_trace import write_hostile
 
 import sparselens as sl
 from sparselens.dashboards.export.bundle import Bundle, bundle, write
-from sparselens.dashboards.export.bundle_data import text_of
+from sparselens.dashboards.export.bundle_data import chosen_heads, over_all, text_of
 from sparselens.dashboards.export.page_template import policy, script_data, style, templates
 from sparselens.dashboards.export.pair import prompts_of, settled_pair
 from sparselens.dashboards.export.table import csv_text
@@ -117,11 +117,15 @@ def test_it_says_which_heads_are_left_out(small: Bundle) -> None:
     assert "pages of 9 other heads" in small.files["README.txt"].decode()
 
 
-def test_named_heads_get_their_pages(trace: Path) -> None:
-    assert made(trace, heads="L2H3, L0H0").heads == ["L2H3", "L0H0"]
+def test_heads_are_counted_or_named(trace: Path) -> None:
+    source = Source(trace)
+    numbers = over_all(source, settled_pair(source, A, B))
+    assert chosen_heads(numbers, "L2H3, L0H0,L2H3") == ["L2H3", "L0H0"]
+    assert len(chosen_heads(numbers, "99")) == 12
+    assert chosen_heads(numbers, "0") == []
     for heads, says in (("L7H0", "3 layers of 4"), ("most", "not a head"), (" ,", "no heads were named")):
         with pytest.raises(ValueError, match=says):
-            made(trace, heads=heads)
+            chosen_heads(numbers, heads)
 
 
 def test_every_link_leads_to_a_file_of_the_bundle(small: Bundle) -> None:
@@ -205,7 +209,7 @@ def test_classes_of_a_token_follow_its_losses(trace: Path) -> None:
         for word, level, nothing in zip(words, levels, (16, 0, 0), strict=True):
             assert (word == "") == (level is None or level == nothing)
             assert word == "" or int(re.findall(r"\d+", word)[0]) == level
-        assert token_class(text, pos, "a").startswith(f" {words[1].replace('+', ' ')}" if words[1] else "")
+        assert token_class(text, pos, "a").startswith(f" {words[1]}" if words[1] else "")
 
 
 def test_a_bundle_may_be_written_anew_and_nothing_else_is_overwritten(small: Bundle, tmp_path: Path) -> None:

@@ -68,8 +68,8 @@
   function shade(section, side) {
     for (const token of section.querySelectorAll(".token")) {
       const level = token.dataset.levels.split(" ")[["diff", "a", "b"].indexOf(side)];
-      const kept = token.className.split(" ").filter((each) => !/^([sd]\d+|strong)$/.test(each));
-      if (level) kept.push(...level.split("+"));
+      const kept = token.className.split(" ").filter((each) => !/^[sd]\d+$/.test(each));
+      if (level) kept.push(level);
       token.className = kept.join(" ");
     }
     for (const option of section.querySelectorAll("[data-shade]"))

@@ -6,7 +6,6 @@
   const readout = document.getElementById("readout");
   const tokens = Array.from(box.children);
   const STEPS = 32;
-  const STRONG = 15;
   const CHIPS = 6;
   const WORTH = 0.01;
   let shown = data.q;
@@ -28,7 +27,6 @@
       if (!token) continue;
       const step = high > 0 ? Math.round(STEPS * Math.sqrt((key[side] || 0) / high)) : 0;
       if (step > 0) token.classList.add("s" + step);
-      if (step >= STRONG) token.classList.add("strong");
       if (!key[3] && Math.max(key[1] || 0, key[2] || 0) >= WORTH) token.classList.add("cut");
     }
     tokens[query].classList.add("query");
