@@ -18,6 +18,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from sparselens.storage.clock import CLOCK
 from sparselens.storage.guard import SqlError, guard, one_line
 
 __all__ = ["Result", "SqlError", "lock", "locked_settings", "one_line", "open_locked", "run_guarded"]
@@ -81,9 +82,7 @@ def run_guarded(
         stopped.set()
         cursor.interrupt()
 
-    timer = threading.Timer(timeout, stop)
-    timer.daemon = True
-    timer.start()
+    running = CLOCK.start(timeout, stop)
     try:
         checked = guard(cursor, text)
         cursor.execute("BEGIN TRANSACTION READ ONLY")
@@ -95,7 +94,7 @@ def run_guarded(
             raise SqlError(f"stopped after {timeout:g} s: the query takes too long") from error
         raise SqlError(one_line(error)) from error
     finally:
-        timer.cancel()
+        CLOCK.stop(running)
         cursor.close()
     return Result(table, truncated, time.monotonic() - started, types)
 
