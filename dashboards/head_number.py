@@ -82,7 +82,7 @@ ROLES = {
 
 def defined(name: str, *definition: str) -> Any:
     """A name that opens to its definition, by pointer, touch or key."""
-    said = [html.P(line, className="note") for line in definition if line]
+    said = [html.P(line.replace("`", ""), className="note") for line in definition if line]
     return html.Details([html.Summary(name), *said], className="defined") if said else name
 
 

@@ -121,7 +121,8 @@ def ranks_figure(found: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]
     body = []
     for row in found:
         among = f" of {row['heads']}" if row["heads"] else ""
-        rank = "not ranked" if row["rank"] is None else f"{row['rank']:.0f}{among}"
+        ranked = row["rank"] is not None and row["order_by"] != "given"
+        rank = f"{row['rank']:.0f}{among}" if ranked else "not ranked"
         point = points.get(row["order_by"], {}).get(row["first_set"])
         outcome = "" if point is None else f"{number(point['value'])} {_interval(point)}"
         first = "in no set" if row["first_set"] is None else f"from {row['first_set']:.0f} heads on"

@@ -190,7 +190,7 @@
       if (pos > 0 && data.kind === "loss") lines.push("click: keys of the row that predicts it; drag: a range");
     } else if (shown.reads) {
       const i = shown.at?.get(pos);
-      const who = shown.reads.way === "reads" ? "read by query " + shown.reads.q : "reads key " + shown.reads.q;
+      const who = (shown.reads.way === "reads" ? "read by query " + shown.reads.q : "reads key " + shown.reads.q) + (shown.reads.weigh === "value" ? ", shares by value" : "");
       if (i === undefined) lines.push(pos === shown.reads.q ? "the " + (shown.reads.way === "reads" ? "query" : "key") : shown.reads.exact ? "not read" : "not among the stored keys");
       else {
         lines.push("A  " + lens.number(shown.reads.a[i], 4) + " · B  " + lens.number(shown.reads.b[i], 4), who);
