@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from browsing import ARGUMENTS, CHROMIUM, PATIENCE, shot
 from hostile_trace import write_hostile
 
@@ -315,8 +316,10 @@ def test_it_follows_the_system_into_the_dark_and_onto_a_phone(small: Bundle, ope
     page = opened(color_scheme="dark", viewport={"width": 480, "height": 800})
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(15, 17, 21)"
     assert page.evaluate("document.documentElement.scrollWidth") <= 480
+    assert [found["id"] for found in Axe().run(page).response["violations"]] == []
     page.goto(page.url.replace("index.html", f"heads/{small.heads[0]}.html"))
     assert page.evaluate("document.documentElement.scrollWidth") <= 480
+    assert [found["id"] for found in Axe().run(page).response["violations"]] == []
     assert page.locator(".map .only-dark image").first.is_visible()
     assert not page.locator(".map .only-light image").first.is_visible()
 
