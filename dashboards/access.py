@@ -45,8 +45,8 @@ def register(server: Flask, token: str | None) -> None:
 
 def from_own_page() -> bool:
     """Whether the request now answered was made by a page of this server: what starts something asks that."""
-    site = request.headers.get("Sec-Fetch-Site", "same-origin")
-    origin = urlsplit(request.headers.get("Origin", ""))
+    site: str = request.headers.get("Sec-Fetch-Site", "same-origin")
+    origin = urlsplit(str(request.headers.get("Origin", "")))
     return site == "same-origin" and origin.netloc == str(request.host)
 
 
