@@ -7,10 +7,9 @@ Every page of every trace is opened in headless Chromium with an empty cache: by
 empty panels (`frame`), when nothing changes any more (`drawn`), and for a click the ms until the panel that it is
 about was redrawn for the last time, images included. Bytes are those on the wire, headers included. The traces `long`
 (one prompt of 8,192 tokens, 2 runs) and `short` (100 prompts, 50 runs) are captured from the default model on first
-use; `demo` is the trace that `sparselens demo` leaves. The code of the pages should have been
-compressed before: open a page with charts and wait some seconds, once on a machine. With `--peers`, pages of CircuitsVis
-and BertViz of one capture beside ours (`_view_peers.py`).
-Writes `benchmarks/results/views.json`; exits with 2 when a limit is missed.
+use; `demo` is the trace that `sparselens demo` leaves. The code of the pages should have been compressed before: open a
+page with charts and wait some seconds, once on a machine. With `--peers`, pages of CircuitsVis and BertViz of one
+capture beside ours (`_view_peers.py`). Writes `benchmarks/results/views.json`; exits with 2 when a limit is missed.
 """
 
 from __future__ import annotations
