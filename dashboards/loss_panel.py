@@ -105,6 +105,10 @@ def register_text(app: Dash, source: Source) -> None:
     )
     app.clientside_callback(ClientsideFunction("sparselens", "text"), Input("loss-data", "data"))
 
+    _register_brush(app, source)
+
+
+def _register_brush(app: Dash, source: Source) -> None:
     def draw_brush(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or selection.brush is None:

@@ -12,13 +12,14 @@ from sparselens.dashboards.matrix import Matrix, candidates, matrix, matrix_figu
 from sparselens.dashboards.metric import SHARES, SIGNED
 from sparselens.dashboards.page import HIDDEN, chosen, panel, part, parts, problem, table, table_height
 from sparselens.dashboards.query import Source, SourceError
-from sparselens.dashboards.selection import MOST_RUNS
+from sparselens.dashboards.selection import MOST_RUNS, Selection
 from sparselens.dashboards.shell import run_label
 from sparselens.dashboards.verdict import number
 
 RUN_FIELDS = part("a", "runs")
 MATRIX_FIELDS = part("a", "prompt", "over", "scope", "rows", "metric", "brush", "runs")
 ROW = 26
+NOTHING: tuple[Any, ...] = ({}, None, None, [], [], {}, HIDDEN)
 
 
 def matrix_panel() -> Any:
@@ -95,32 +96,44 @@ def legend(found: Matrix, group: int) -> Any:
     )
 
 
+def _lists(source: Source, selection: Selection) -> tuple[Any, ...]:
+    """The runs that can be chosen, those that are, and a button for all of them."""
+    found = candidates(source, selection.a)
+    known = {run["run_id"] for run in found}
+    first = [run["run_id"] for run in found][-MOST_RUNS:]
+    words = "All runs of this base" if len(found) <= MOST_RUNS else f"The newest {MOST_RUNS} of {len(found)}"
+    every = html.Button(
+        words,
+        type="button",
+        className="action",
+        disabled=len(found) < 2,
+        **{"data-go": json.dumps({"runs": ",".join(first)})},
+    )
+    lists = [{"value": run["run_id"], "label": run_label(run)} for run in found]
+    return lists, [name for name in selection.runs.split(",") if name in known], every
+
+
+def _drawn(source: Source, selection: Selection, settled: dict[str, Any]) -> tuple[Any, ...]:
+    """The lanes' data, the lines over them, the legend, and the table: rows, columns, its style and its place's."""
+    found = matrix(source, selection)
+    lines = [html.P(line, className="note") for line in found.said]
+    if not found.lines:
+        return ({}, lines, *NOTHING[2:])
+    rows = table_rows(found)
+    figure = matrix_figure(found, tuple(settled["shape"]), settled["group"])
+    key = legend(found, settled["group"])
+    return figure, lines, key, rows, columns(found), table_height(len(rows), ROW), {}
+
+
 def register_matrix(app: Dash, source: Source) -> None:
     """Wire the panel to the selection."""
 
     def fill_runs(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
-        if selection is None or not selection.a:
-            return [], [], None
         try:
-            found = candidates(source, selection.a)
+            return _lists(source, selection) if selection is not None and selection.a else ([], [], None)
         except SourceError:
             return [], [], None
-        listed = [word for word in selection.runs.split(",") if word]
-        lists = [{"value": run["run_id"], "label": run_label(run)} for run in found]
-        known = {run["run_id"] for run in found}
-        first = [run["run_id"] for run in found][-MOST_RUNS:]
-        words = (
-            "All runs of this base" if len(found) <= MOST_RUNS else f"The newest {MOST_RUNS} of {len(found)}"
-        )
-        every = html.Button(
-            words,
-            type="button",
-            className="action",
-            disabled=len(found) < 2,
-            **{"data-go": json.dumps({"runs": ",".join(first)})},
-        )
-        return lists, [name for name in listed if name in known], every
 
     app.callback(
         Output("matrix-runs", "data"),
@@ -137,20 +150,12 @@ def register_matrix(app: Dash, source: Source) -> None:
 
     def draw(data: dict[str, Any] | None, settled: dict[str, Any] | None) -> Any:
         selection = chosen(data)
-        nothing: tuple[Any, ...] = ({}, None, None, [], [], {}, HIDDEN)
         if selection is None or settled is None or not selection.runs:
-            return nothing
+            return NOTHING
         try:
-            found = matrix(source, selection)
-            shape, group = tuple(settled["shape"]), settled["group"]
-            lines = [html.P(line, className="note") for line in found.said]
-            if not found.lines:
-                return ({}, lines, *nothing[2:])
-            rows = table_rows(found)
-            figure = matrix_figure(found, shape, group)
+            return _drawn(source, selection, settled)
         except SourceError as trouble:
-            return ({}, problem(trouble), *nothing[2:])
-        return figure, lines, legend(found, group), rows, columns(found), table_height(len(rows), ROW), {}
+            return ({}, problem(trouble), *NOTHING[2:])
 
     app.callback(
         Output("matrix-data", "data"),
