@@ -10,9 +10,7 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from sparselens.analyses.comparison import Comparison
 from sparselens.analyses.runs import find_run
@@ -20,6 +18,9 @@ from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
 from sparselens.storage.writer import RunWriter
 from sparselens.workbench.face import public
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Difference:
 
     def df(self) -> pd.DataFrame:
         """Return the rows as a data frame."""
+        import pandas as pd  # not at the top: the report reads tables without it
+
         return pd.DataFrame(self.rows)
 
     def grid(self, metric: str = "write_error", **over: Any) -> Any:
