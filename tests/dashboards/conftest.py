@@ -10,9 +10,13 @@ import browsing
 import pytest
 from circuit_trace import write_circuits
 from feature_trace import write_features
+from head_trace import write_captured, write_hand
 from needle_trace import write_needles
 from small_trace import Floats, Sample, Shape, band, write_long_trace, write_trace
 from sweep_trace import write_sweep
+
+from sparselens.dashboards.query import Source
+from sparselens.dashboards.selection import Selection
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +114,22 @@ def sweep_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traces") / "sweep"
     write_sweep(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def hand_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One head on prompts of six tokens, written by hand."""
+    path = tmp_path_factory.mktemp("traces") / "hand"
+    write_hand(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def captured_head(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Selection]:
+    """A capture of a small model, q and k kept, and a head of it on the prompt with the longest answer."""
+    path = tmp_path_factory.mktemp("traces") / "captured"
+    a, b = write_captured(path)
+    found = Source(path).first(
+        "SELECT prompt_id FROM spans WHERE name = 'answer' ORDER BY stop - start DESC, prompt_id"
+    )
+    return path, Selection(a=a, b=b, prompt=found["prompt_id"], layer=1, head=2)

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 from needle_findings import write_analyses
-from small_session import small_session
 
 from sparselens.storage.writer import RunWriter
-from sparselens.workbench.capture import capture
 
 BASE, RUN = "run-0-dense", "run-1-band"
 LENGTH = 6
@@ -85,6 +83,10 @@ def _row(part: Any, run: str) -> None:
 
 def write_captured(path: Path) -> tuple[str, str]:
     """A small random Llama on needles of 140 tokens, q and k kept, with scores and a restore; ids of both runs."""
+    from small_session import small_session
+
+    from sparselens.workbench.capture import capture
+
     session = small_session()
     base, run = capture(session, session.prompts(PROMPTS), [POLICY], path, keep=["qk"], progress=False)
     write_analyses(path, base.run_id, run.run_id)
