@@ -10,10 +10,10 @@ from sparselens.dashboards.export import draw
 from sparselens.dashboards.export.asked import asked, base_of, member, run_named, score_named
 from sparselens.dashboards.export.figure import Figure
 from sparselens.dashboards.export.head_view import HeadView, head_view
-from sparselens.dashboards.heatmap import LENGTH
+from sparselens.dashboards.head.heatmap import LENGTH
+from sparselens.dashboards.heads.score import DIFFS, preferred, scores
 from sparselens.dashboards.metric import DIFF_METRICS
 from sparselens.dashboards.query import Source
-from sparselens.dashboards.score import DIFFS, preferred, scores
 
 THEMES = ("light", "dark")
 

@@ -19,13 +19,13 @@ from pyarrow import parquet
 from sparselens.dashboards.asset import Packer, brotli, encoding
 from sparselens.dashboards.export import figure_route
 from sparselens.dashboards.export.table import csv_text
-from sparselens.dashboards.heatmap import side_cells
-from sparselens.dashboards.multiple import layer_png
+from sparselens.dashboards.head.heatmap import side_cells
+from sparselens.dashboards.head.reads import reads
+from sparselens.dashboards.heads.multiple import layer_png
 from sparselens.dashboards.picture import png
 from sparselens.dashboards.query import FILE_ROWS, SECONDS, Source, SourceError, one_line
-from sparselens.dashboards.reads import reads
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.strip import strip_cells, strip_png
+from sparselens.dashboards.sinks.strip import strip_cells, strip_png
 from sparselens.storage.reader import Result
 
 POLICY = (

@@ -12,9 +12,9 @@ from typing import Any
 
 from sparselens.analyses.runs import find_run
 from sparselens.dashboards.choice import PROMPTS, SCOPES, Settled, over, parents, settle
+from sparselens.dashboards.heads.score import Score, rows_there, scores, whose
 from sparselens.dashboards.metric import DIFF_METRICS
 from sparselens.dashboards.query import Source
-from sparselens.dashboards.score import Score, rows_there, scores, whose
 from sparselens.dashboards.selection import CHOICES, Selection
 
 LISTED = 12

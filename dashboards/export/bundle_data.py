@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from sparselens.dashboards import finder
-from sparselens.dashboards.change import change
 from sparselens.dashboards.choice import Settled
+from sparselens.dashboards.compare.change import change
+from sparselens.dashboards.compare.grid import grid_figure
+from sparselens.dashboards.compare.grid_panel import holding_zero
+from sparselens.dashboards.compare.loss import HEADLINE, RUN, TEXT, TEXT_RANGE, text_figure
 from sparselens.dashboards.export.asked import HEAD, listed
 from sparselens.dashboards.export.caption import PROMPT, over_caption, run_of
-from sparselens.dashboards.grid import grid_figure
-from sparselens.dashboards.grid_panel import holding_zero
-from sparselens.dashboards.loss import HEADLINE, RUN, TEXT, TEXT_RANGE, text_figure
+from sparselens.dashboards.heads import finder
 from sparselens.dashboards.metric import DIFF_METRICS, SIGNED, meaning
 from sparselens.dashboards.query import Source, SourceError, records
 from sparselens.dashboards.selection import Selection

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from sparselens.dashboards.choice import Settled
+from sparselens.dashboards.compare.key import KEY_ROWS, KEYS, MOST_KEYS, MOST_ROWS, QUERIES
 from sparselens.dashboards.export.bundle_data import Text, attempt
 from sparselens.dashboards.export.caption import cells_caption
 from sparselens.dashboards.export.draw import head_map
@@ -15,10 +16,9 @@ from sparselens.dashboards.export.draw_map import maps_drawing
 from sparselens.dashboards.export.draw_text import visible
 from sparselens.dashboards.export.figure import Figure
 from sparselens.dashboards.export.svg import document
-from sparselens.dashboards.head_number import DAMAGE, ROWS_KEPT, SCORES, TABLE
-from sparselens.dashboards.head_panel import SINKS
-from sparselens.dashboards.heatmap import Drawn, maps
-from sparselens.dashboards.key import KEY_ROWS, KEYS, MOST_KEYS, MOST_ROWS, QUERIES
+from sparselens.dashboards.head.heatmap import Drawn, maps
+from sparselens.dashboards.head.number import DAMAGE, ROWS_KEPT, SCORES, TABLE
+from sparselens.dashboards.head.panel import SINKS
 from sparselens.dashboards.metric import meaning
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection

@@ -6,12 +6,12 @@ import re
 from typing import Any
 
 from sparselens.dashboards.choice import SCOPES
-from sparselens.dashboards.heatmap import how
-from sparselens.dashboards.pattern import Cells
+from sparselens.dashboards.head.heatmap import how
+from sparselens.dashboards.head.pattern import Cells
+from sparselens.dashboards.head.weigh import VALUE
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.verdict import percent, verified
-from sparselens.dashboards.weigh import VALUE
 
 RUN = """
 SELECT r.*, (SELECT avg(density) FROM head_stats h WHERE h.run_id = r.run_id AND h.pattern = 'executed'

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sparselens.dashboards import finder
-from sparselens.dashboards.change import change
 from sparselens.dashboards.choice import Settled
+from sparselens.dashboards.compare.change import change
+from sparselens.dashboards.compare.grid import HOLDS_ZERO, UNDER, grid_figure
+from sparselens.dashboards.compare.grid_panel import holding_zero
+from sparselens.dashboards.compare.loss import TEXT, TEXT_RANGE, text_figure
 from sparselens.dashboards.export.caption import (
     cells_caption,
     over_caption,
@@ -23,14 +25,12 @@ from sparselens.dashboards.export.draw_reads import head_reads
 from sparselens.dashboards.export.draw_text import Token, text_drawing
 from sparselens.dashboards.export.figure import Figure
 from sparselens.dashboards.export.sheet import Bar, sheet
-from sparselens.dashboards.grid import HOLDS_ZERO, UNDER, grid_figure
-from sparselens.dashboards.grid_panel import holding_zero
-from sparselens.dashboards.head_panel import SINKS
-from sparselens.dashboards.heatmap import maps
-from sparselens.dashboards.loss import TEXT, TEXT_RANGE, text_figure
+from sparselens.dashboards.head.heatmap import maps
+from sparselens.dashboards.head.panel import SINKS
+from sparselens.dashboards.heads import finder
+from sparselens.dashboards.heads.score import Score
+from sparselens.dashboards.heads.score_value import values
 from sparselens.dashboards.query import Source, SourceError, records
-from sparselens.dashboards.score import Score
-from sparselens.dashboards.score_value import values
 from sparselens.dashboards.verdict import number
 
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from sparselens.dashboards.export.sheet import Bar, colour_bar, paper
 from sparselens.dashboards.export.svg import element, group, text
-from sparselens.dashboards.heatmap import BAR, TICKS, Drawn
+from sparselens.dashboards.head.heatmap import BAR, TICKS, Drawn
 from sparselens.dashboards.picture import png
 from sparselens.dashboards.verdict import number
 

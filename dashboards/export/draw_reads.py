@@ -13,11 +13,11 @@ from sparselens.dashboards.export.caption import pair_title, prompt_caption, run
 from sparselens.dashboards.export.draw_text import Token, text_drawing
 from sparselens.dashboards.export.figure import Figure
 from sparselens.dashboards.export.sheet import Bar, sheet
-from sparselens.dashboards.head_panel import FIRST_QUERY, TOKENS
-from sparselens.dashboards.heatmap import BAR
+from sparselens.dashboards.head.heatmap import BAR
+from sparselens.dashboards.head.panel import FIRST_QUERY, TOKENS
+from sparselens.dashboards.head.reads import reads
 from sparselens.dashboards.picture import Scale
 from sparselens.dashboards.query import Source
-from sparselens.dashboards.reads import reads
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.verdict import number
 

@@ -10,8 +10,8 @@ from flask import Flask, Response, request
 from sparselens.dashboards.choice import Settled, settle
 from sparselens.dashboards.export import draw
 from sparselens.dashboards.export.figure import FORMS, Figure
+from sparselens.dashboards.heads.score import preferred, scores, whose
 from sparselens.dashboards.query import Source, SourceError
-from sparselens.dashboards.score import preferred, scores, whose
 from sparselens.dashboards.selection import Selection
 
 Answer = Callable[..., Response]

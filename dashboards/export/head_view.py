@@ -13,16 +13,16 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from sparselens.dashboards.choice import Settled
-from sparselens.dashboards.edge import edges
 from sparselens.dashboards.export.draw import head_map
 from sparselens.dashboards.export.draw_reads import head_reads, is_cut, listed, shades, with_query
 from sparselens.dashboards.export.draw_text import plain, visible
 from sparselens.dashboards.export.figure import Figure
 from sparselens.dashboards.export.page_template import page, style
 from sparselens.dashboards.export.token import broken
-from sparselens.dashboards.head_panel import TOKENS
+from sparselens.dashboards.head.edge import edges
+from sparselens.dashboards.head.panel import TOKENS
+from sparselens.dashboards.head.reads import reads
 from sparselens.dashboards.query import Source, SourceError, records
-from sparselens.dashboards.reads import reads
 from sparselens.dashboards.selection import Selection
 
 LEFT_OUT = """

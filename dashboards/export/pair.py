@@ -10,8 +10,8 @@ from sparselens.dashboards.export import draw
 from sparselens.dashboards.export.asked import asked, member, prompt_named, score_named
 from sparselens.dashboards.export.figure import Figure
 from sparselens.dashboards.export.sheet import PAPER
+from sparselens.dashboards.heads.score import preferred, scores
 from sparselens.dashboards.query import Source
-from sparselens.dashboards.score import preferred, scores
 
 EVERY = "all"
 OVER_HEADS = ("grid", "heads")

@@ -6,7 +6,8 @@ from typing import Any
 
 from dash import Dash, Input, Output, html
 
-from sparselens.dashboards.circuit import (
+from sparselens.dashboards.circuits.choice import run_pair, settle
+from sparselens.dashboards.circuits.circuit import (
     NONE,
     WITHOUT,
     Circuits,
@@ -16,17 +17,21 @@ from sparselens.dashboards.circuit import (
     off_pair,
     table,
 )
-from sparselens.dashboards.circuit_choice import run_pair, settle
-from sparselens.dashboards.circuit_panel import (
+from sparselens.dashboards.circuits.panel import (
     GRAPH_FIELDS,
     edge_panel,
     graph_panel,
     register_graph,
 )
-from sparselens.dashboards.circuit_table_panel import TABLE_FIELDS, curve_panel, register_tables, table_panels
+from sparselens.dashboards.circuits.table_panel import (
+    TABLE_FIELDS,
+    curve_panel,
+    register_tables,
+    table_panels,
+)
+from sparselens.dashboards.heads.score_list import filled
 from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem
 from sparselens.dashboards.query import Source, SourceError
-from sparselens.dashboards.score_list import filled
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.shell import picker
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from dash import Dash, html
 
-from sparselens.dashboards.grid_panel import heads_panel, register_heads
-from sparselens.dashboards.key_panel import keys_panel, register_keys
-from sparselens.dashboards.loss_panel import headline_place, register_text, text_panel
-from sparselens.dashboards.matrix_panel import matrix_panel, register_matrix
+from sparselens.dashboards.compare.grid_panel import heads_panel, register_heads
+from sparselens.dashboards.compare.key_panel import keys_panel, register_keys
+from sparselens.dashboards.compare.loss_panel import headline_place, register_text, text_panel
+from sparselens.dashboards.compare.matrix_panel import matrix_panel, register_matrix
+from sparselens.dashboards.compare.repair_panel import register_repair, repair_panel
 from sparselens.dashboards.page import Page
 from sparselens.dashboards.query import Source
-from sparselens.dashboards.repair_panel import register_repair, repair_panel
 
 
 def layout() -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 
 from dash import Dash, Input, Output, dcc, html
 
-from sparselens.dashboards.feature import CHANGES, OVER, PAIRS
-from sparselens.dashboards.feature_panel import (
+from sparselens.dashboards.features.feature import CHANGES, OVER, PAIRS
+from sparselens.dashboards.features.panel import (
     CARD_FIELDS,
     CHANGE_FIELDS,
     SOURCE_FIELDS,

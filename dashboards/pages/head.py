@@ -6,19 +6,9 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, dcc, html
 
-from sparselens.dashboards.head_command import COMMAND_FIELDS, commands_panel, register_commands
-from sparselens.dashboards.head_panel import (
-    MAP_FIELDS,
-    READ_FIELDS,
-    map_panel,
-    register_maps,
-    register_text,
-    text_panel,
-)
-from sparselens.dashboards.head_prompt import PROMPT_FIELDS, prompts_panel, register_prompts
-from sparselens.dashboards.head_study import STUDY_FIELDS, register_study, settle_study, study_panel
-from sparselens.dashboards.mass_panel import MASS_FIELDS, mass_panel, register_mass
-from sparselens.dashboards.number_panel import (
+from sparselens.dashboards.head.command import COMMAND_FIELDS, commands_panel, register_commands
+from sparselens.dashboards.head.mass_panel import MASS_FIELDS, mass_panel, register_mass
+from sparselens.dashboards.head.number_panel import (
     HEAD_FIELDS,
     ROW_FIELDS,
     SCORE_FIELDS,
@@ -27,6 +17,16 @@ from sparselens.dashboards.number_panel import (
     register_scores,
     scores_panel,
 )
+from sparselens.dashboards.head.panel import (
+    MAP_FIELDS,
+    READ_FIELDS,
+    map_panel,
+    register_maps,
+    register_text,
+    text_panel,
+)
+from sparselens.dashboards.head.prompt import PROMPT_FIELDS, prompts_panel, register_prompts
+from sparselens.dashboards.head.studied import STUDY_FIELDS, register_study, settle_study, study_panel
 from sparselens.dashboards.page import Page, parts, switch
 from sparselens.dashboards.query import Source
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from dash import Dash, Input, Output, html
 
-from sparselens.dashboards.finder import NAMES, labelled
-from sparselens.dashboards.finder_panel import FINDER_FIELDS, GRID_FIELDS, finder_panel, register_finder
-from sparselens.dashboards.layer_panel import LAYER_FIELDS, layer_panel, register_layer
+from sparselens.dashboards.heads.finder import NAMES, labelled
+from sparselens.dashboards.heads.finder_panel import FINDER_FIELDS, GRID_FIELDS, finder_panel, register_finder
+from sparselens.dashboards.heads.layer_panel import LAYER_FIELDS, layer_panel, register_layer
+from sparselens.dashboards.heads.scatter_panel import SCATTER_FIELDS, register_scatter, scatter_panel
+from sparselens.dashboards.heads.score import preferred, rows_there, scores, whose
+from sparselens.dashboards.heads.score_list import LIST_FIELDS, SHOWN, register_lists, shown
 from sparselens.dashboards.page import Page, chosen, part, parts
 from sparselens.dashboards.query import Source, SourceError
-from sparselens.dashboards.scatter_panel import SCATTER_FIELDS, register_scatter, scatter_panel
-from sparselens.dashboards.score import preferred, rows_there, scores, whose
-from sparselens.dashboards.score_list import LIST_FIELDS, SHOWN, register_lists, shown
 from sparselens.dashboards.selection import SIDES, Selection
 from sparselens.dashboards.verdict import number
 

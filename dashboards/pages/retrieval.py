@@ -7,10 +7,8 @@ from typing import Any
 
 from dash import Dash, Input, Output, html
 
-from sparselens.dashboards.carrier import COLUMNS, RETRIEVAL_ABOUT, carrier_rows, carriers
-from sparselens.dashboards.finder import labelled
-from sparselens.dashboards.key import shown as visible
-from sparselens.dashboards.needle import ANSWER, NEEDLES, how, needle_table, verdict
+from sparselens.dashboards.compare.key import shown as visible
+from sparselens.dashboards.heads.finder import labelled
 from sparselens.dashboards.page import (
     HIDDEN,
     Page,
@@ -25,9 +23,11 @@ from sparselens.dashboards.page import (
     table_height,
 )
 from sparselens.dashboards.query import Source, SourceError
+from sparselens.dashboards.retrieval.carrier import COLUMNS, RETRIEVAL_ABOUT, carrier_rows, carriers
+from sparselens.dashboards.retrieval.needle import ANSWER, NEEDLES, how, needle_table, verdict
+from sparselens.dashboards.retrieval.study import studies
+from sparselens.dashboards.retrieval.study_panel import STUDY_FIELDS, register_study, study_panel
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.study import studies
-from sparselens.dashboards.study_panel import STUDY_FIELDS, register_study, study_panel
 
 GRID_FIELDS = part("a", "b", "prompt", "needle")
 CARRIER_FIELDS = part("a", "b", "prompt", "over", "scope")

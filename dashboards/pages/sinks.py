@@ -10,7 +10,7 @@ from sparselens.analyses.sinks.measure import DEFINITIONS
 from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem
 from sparselens.dashboards.query import Source, SourceError
-from sparselens.dashboards.sink_panel import (
+from sparselens.dashboards.sinks.panel import (
     STRIP_FIELDS,
     TEXT_FIELDS,
     TOKEN_FIELDS,
@@ -20,7 +20,7 @@ from sparselens.dashboards.sink_panel import (
     text_panel,
     token_panel,
 )
-from sparselens.dashboards.sink_profile import (
+from sparselens.dashboards.sinks.profile import (
     FIGURES,
     LAYERS,
     NUMBERS,

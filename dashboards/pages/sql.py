@@ -10,7 +10,7 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, html
 from sparselens.dashboards.page import Page, chosen, message, part, parts, problem
 from sparselens.dashboards.query import FILE_ROWS, Source, SourceError, bound
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.sql_panel import drawn, editor, files, result, side
+from sparselens.dashboards.sql.panel import drawn, editor, files, result, side
 from sparselens.storage.box import MEMORY
 
 ROWS = 1_000

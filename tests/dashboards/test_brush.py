@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparselens.dashboards.brush import brushed, brushed_loss, rows_of, words
-from sparselens.dashboards.change import change, offered
-from sparselens.dashboards.key import BRUSH_ROWS
-from sparselens.dashboards.loss import brushed_words
+from sparselens.dashboards.compare.brush import brushed, brushed_loss, rows_of, words
+from sparselens.dashboards.compare.change import change, offered
+from sparselens.dashboards.compare.key import BRUSH_ROWS
+from sparselens.dashboards.compare.loss import brushed_words
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection, Window
 from sparselens.storage.writer import RunWriter

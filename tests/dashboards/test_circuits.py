@@ -13,13 +13,13 @@ import pytest
 from circuit_trace import FOUND
 
 from sparselens.dashboards.choice import NO_RUN
-from sparselens.dashboards.circuit import NONE, WITHOUT, circuits, command, off_pair, table
-from sparselens.dashboards.circuit_choice import settle
-from sparselens.dashboards.circuit_curve import CURVES, figure, own, under
-from sparselens.dashboards.circuit_edge import edges, kind
-from sparselens.dashboards.circuit_graph import figure as graph
-from sparselens.dashboards.circuit_shape import Shape
-from sparselens.dashboards.circuit_table import BY_READ, OVERLAPS, node_rows, nodes, overlap_table
+from sparselens.dashboards.circuits.choice import settle
+from sparselens.dashboards.circuits.circuit import NONE, WITHOUT, circuits, command, off_pair, table
+from sparselens.dashboards.circuits.curve import CURVES, figure, own, under
+from sparselens.dashboards.circuits.edge import edges, kind
+from sparselens.dashboards.circuits.graph import figure as graph
+from sparselens.dashboards.circuits.shape import Shape
+from sparselens.dashboards.circuits.table import BY_READ, OVERLAPS, node_rows, nodes, overlap_table
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection
 

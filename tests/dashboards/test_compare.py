@@ -12,8 +12,8 @@ import browsing
 import pytest
 from browsing import chosen, shot
 
-from sparselens.dashboards import repair_panel
-from sparselens.dashboards.brush import brushed
+from sparselens.dashboards.compare import repair_panel
+from sparselens.dashboards.compare.brush import brushed
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection
 

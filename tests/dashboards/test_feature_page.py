@@ -10,8 +10,8 @@ import browsing
 import numpy as np
 import pytest
 
-from sparselens.dashboards.feature import CHANGES, OVER, PAIRS, SOURCES, TEXT, sentence, text_figure
-from sparselens.dashboards.feature_panel import card_figure, cards
+from sparselens.dashboards.features.feature import CHANGES, OVER, PAIRS, SOURCES, TEXT, sentence, text_figure
+from sparselens.dashboards.features.panel import card_figure, cards
 from sparselens.dashboards.pages.features import settle
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sparselens.dashboards.grid import HEADS, HOLDS_ZERO, grid_figure, legend
-from sparselens.dashboards.head_number import SIDES, TABLE, statistics_figure
-from sparselens.dashboards.head_panel import reading_figure
-from sparselens.dashboards.key import KEY_ROWS, KEYS, QUERIES, keys_figure
-from sparselens.dashboards.loss import HEADLINE, TEXT, text_figure
+from sparselens.dashboards.compare.grid import HEADS, HOLDS_ZERO, grid_figure, legend
+from sparselens.dashboards.compare.key import KEY_ROWS, KEYS, QUERIES, keys_figure
+from sparselens.dashboards.compare.loss import HEADLINE, TEXT, text_figure
+from sparselens.dashboards.head.number import SIDES, TABLE, statistics_figure
+from sparselens.dashboards.head.panel import reading_figure
 from sparselens.dashboards.pages.runs import RUNS, table_figure
 from sparselens.dashboards.pages.sql import SAMPLES, samples
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.sql_result import result_figure
+from sparselens.dashboards.sql.result import result_figure
 from sparselens.dashboards.verdict import number, verdict, verified
 
 PAIR = {"a": "run-0-dense", "b": "run-2-sink-window", "prompt": "prompt-0"}

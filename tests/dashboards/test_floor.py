@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from dash.development.base_component import Component
 
-from sparselens.dashboards.floor import FLOOR, floor_lines
-from sparselens.dashboards.grid import HEADS, UNDER, grid_figure, legend
+from sparselens.dashboards.compare.floor import FLOOR, floor_lines
+from sparselens.dashboards.compare.grid import HEADS, UNDER, grid_figure, legend
 from sparselens.dashboards.query import Source
 from sparselens.storage.writer import RunWriter
 

@@ -14,14 +14,14 @@ import pytest
 from head_trace import BASE, ERRORS, POLICY, PROMPTS, RUN
 
 from sparselens.analyses.analysis import parse
-from sparselens.dashboards.head_command import commands, written
-from sparselens.dashboards.head_number import SCORES, head_roles, role_chips, scores_figure
-from sparselens.dashboards.head_prompt import PROMPTS as BEST
-from sparselens.dashboards.head_prompt import prompts_figure
-from sparselens.dashboards.head_study import MARK, marked, of_pair, ranks_figure, sets
+from sparselens.dashboards.head.command import commands, written
+from sparselens.dashboards.head.number import SCORES, head_roles, role_chips, scores_figure
+from sparselens.dashboards.head.prompt import PROMPTS as BEST
+from sparselens.dashboards.head.prompt import prompts_figure
+from sparselens.dashboards.head.studied import MARK, marked, of_pair, ranks_figure, sets
 from sparselens.dashboards.query import Source
+from sparselens.dashboards.retrieval.study import TRIALS
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.study import TRIALS
 
 HAND = Selection(a=BASE, b=RUN, prompt="prompt-00", layer=0, head=0)
 

@@ -18,15 +18,15 @@ from PIL import Image
 from sparselens.analyses.interval import clustered_mean
 from sparselens.dashboards.app import create_app
 from sparselens.dashboards.choice import settle
-from sparselens.dashboards.finder import both, grid_figure, inside, ranked, roles, score_range
-from sparselens.dashboards.grid_panel import holding_zero
-from sparselens.dashboards.multiple import layer_maps, multiples_figure
+from sparselens.dashboards.compare.grid_panel import holding_zero
+from sparselens.dashboards.heads.finder import both, grid_figure, inside, ranked, roles, score_range
+from sparselens.dashboards.heads.multiple import layer_maps, multiples_figure
+from sparselens.dashboards.heads.scatter import correlation, figure, points
+from sparselens.dashboards.heads.score import options, preferred, scores, whose
+from sparselens.dashboards.heads.score_value import Values, intervals, values
 from sparselens.dashboards.page import Page
 from sparselens.dashboards.pages import heads
 from sparselens.dashboards.query import Source
-from sparselens.dashboards.scatter import correlation, figure, points
-from sparselens.dashboards.score import options, preferred, scores, whose
-from sparselens.dashboards.score_value import Values, intervals, values
 from sparselens.dashboards.selection import Box, Selection
 
 NAMES = ["L0H0", "L0H1", "L1H0", "L1H1"]

@@ -16,10 +16,10 @@ from flask import Flask
 
 from sparselens.analyses.analysis import parse
 from sparselens.analyses.cause.command import Wish, cost, foreign, policy_names, sets_in
+from sparselens.dashboards.compare.repair_panel import job_figure, started
+from sparselens.dashboards.compare.repair_wish import refusal
 from sparselens.dashboards.job import Job, State, seen
 from sparselens.dashboards.query import Source
-from sparselens.dashboards.repair_panel import job_figure, started
-from sparselens.dashboards.repair_wish import refusal
 from sparselens.dashboards.selection import Selection
 from sparselens.kernels.policy import policies
 

@@ -11,14 +11,14 @@ import pytest
 from head_trace import LENGTH
 from small_trace import Shape, write_trace
 
-from sparselens.dashboards import mass as mass_module
-from sparselens.dashboards.heatmap import maps
-from sparselens.dashboards.key_class import Classes, classes, row_positions
-from sparselens.dashboards.mass import Mass, mass
-from sparselens.dashboards.mass_panel import key_lists, mass_figure
-from sparselens.dashboards.pattern import exact_rows
+from sparselens.dashboards.head import mass as mass_module
+from sparselens.dashboards.head.heatmap import maps
+from sparselens.dashboards.head.key_class import Classes, classes, row_positions
+from sparselens.dashboards.head.mass import Mass, mass
+from sparselens.dashboards.head.mass_panel import key_lists, mass_figure
+from sparselens.dashboards.head.pattern import exact_rows
+from sparselens.dashboards.head.reads import reads
 from sparselens.dashboards.query import Source, SourceError
-from sparselens.dashboards.reads import reads
 from sparselens.dashboards.selection import Selection, Window
 
 HAND = Selection(a="run-0-dense", b="run-1-band", prompt="prompt-00", layer=0, head=0)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparselens.dashboards.matrix import candidates, losses, matrix, matrix_figure, scale, table_rows
-from sparselens.dashboards.matrix_panel import columns
+from sparselens.dashboards.compare.matrix import candidates, losses, matrix, matrix_figure, scale, table_rows
+from sparselens.dashboards.compare.matrix_panel import columns
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import MOST_RUNS, Selection, Window
 from sparselens.storage.writer import RunWriter

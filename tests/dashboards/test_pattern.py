@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparselens.dashboards.heatmap import how, maps
-from sparselens.dashboards.pattern import cells, exact_rows
+from sparselens.dashboards.head.heatmap import how, maps
+from sparselens.dashboards.head.pattern import cells, exact_rows
+from sparselens.dashboards.head.reads import reads
 from sparselens.dashboards.query import Source, SourceError
-from sparselens.dashboards.reads import reads
 from sparselens.dashboards.selection import Selection, Window
 
 A, B = "run-0-dense", "run-2-sink-window"

@@ -10,8 +10,8 @@ import pytest
 from needle_findings import write_restore
 from needle_trace import BASE, RUN
 
+from sparselens.dashboards.compare.repair import Repair, bars, highest, repair_figure, repair_words, repairs
 from sparselens.dashboards.query import Source
-from sparselens.dashboards.repair import Repair, bars, highest, repair_figure, repair_words, repairs
 from sparselens.dashboards.selection import Selection
 
 PAIR = Selection(a=BASE, b=RUN)

@@ -13,13 +13,12 @@ import pytest
 from needle_findings import write_restore
 from needle_trace import BASE, LENGTH, LOSS, READ, RUN
 
-from sparselens.dashboards.carrier import carrier_rows, carriers
 from sparselens.dashboards.choice import settle
-from sparselens.dashboards.needle import ANSWER, NEEDLES, Cell, how, needle_table, verdict
 from sparselens.dashboards.pages import retrieval
 from sparselens.dashboards.query import Source
-from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.study import (
+from sparselens.dashboards.retrieval.carrier import carrier_rows, carriers
+from sparselens.dashboards.retrieval.needle import ANSWER, NEEDLES, Cell, how, needle_table, verdict
+from sparselens.dashboards.retrieval.study import (
     HEADS,
     TRIALS,
     about,
@@ -30,7 +29,8 @@ from sparselens.dashboards.study import (
     table,
     told,
 )
-from sparselens.dashboards.study_panel import restore_command
+from sparselens.dashboards.retrieval.study_panel import restore_command
+from sparselens.dashboards.selection import Selection
 from sparselens.storage.writer import RunWriter
 
 

@@ -18,9 +18,8 @@ from sparselens.dashboards.choice import settle
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.route import as_floats
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.sink import EDGE, RECEIVED, SINK_TOKENS, TEXT, plain_lists, text_figure, token_rows
-from sparselens.dashboards.sink_profile import LAYERS as BY_LAYER
-from sparselens.dashboards.sink_profile import (
+from sparselens.dashboards.sinks.profile import LAYERS as BY_LAYER
+from sparselens.dashboards.sinks.profile import (
     NUMBERS,
     RUNS,
     by_run,
@@ -29,7 +28,16 @@ from sparselens.dashboards.sink_profile import (
     layer_figures,
     policy_table,
 )
-from sparselens.dashboards.strip import MOST_COLUMNS, pool, strips
+from sparselens.dashboards.sinks.sink import (
+    EDGE,
+    RECEIVED,
+    SINK_TOKENS,
+    TEXT,
+    plain_lists,
+    text_figure,
+    token_rows,
+)
+from sparselens.dashboards.sinks.strip import MOST_COLUMNS, pool, strips
 
 METRICS = ["sink_rate", "value_drain", "residual_peak"]
 
@@ -108,7 +116,7 @@ def test_long_prompts_join_neighbours_by_their_largest(
     source: Source, selection: Selection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [pool(length) for length in (1, MOST_COLUMNS, MOST_COLUMNS + 1, 8192)] == [1, 1, 2, 11]
-    monkeypatch.setattr("sparselens.dashboards.strip.MOST_COLUMNS", 8)
+    monkeypatch.setattr("sparselens.dashboards.sinks.strip.MOST_COLUMNS", 8)
     joined = strips(Source(source.path), selection)["a"]
     assert joined.shape == (LAYERS, 8)
     np.testing.assert_allclose(joined[1, :3], [0.6, 0.3, 0.01])

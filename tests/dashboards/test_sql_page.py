@@ -14,8 +14,8 @@ from pyarrow import parquet
 from sparselens.dashboards import app
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.sql_panel import drawn, tables
-from sparselens.dashboards.sql_result import LONGEST, axes, chart_figure, heads_figure, numeric, result_figure
+from sparselens.dashboards.sql.panel import drawn, tables
+from sparselens.dashboards.sql.result import LONGEST, axes, chart_figure, heads_figure, numeric, result_figure
 
 HEADS = "SELECT layer, head, avg(write_error) AS error, avg(kept_mass) AS kept FROM diffs GROUP BY ALL ORDER BY 3 DESC"
 ATTACKS = (

@@ -1,0 +1,1 @@
+"""The panels of the Heads page: scores of every head."""
