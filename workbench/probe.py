@@ -217,6 +217,21 @@ def without_sink(mass: Tensor, executed_sink: Tensor, dense_sink: Tensor) -> Ten
     return ((mass * (1 - executed_sink)) / rest).where(rest > 1e-6, torch.ones_like(rest)).clamp(0.0, 1.0)
 
 
+def means_over(rows: Tensor, values: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Return means of several values over several sets of rows, for each head: `[sets, values, heads]`.
+
+    `rows` is bool `[sets, heads, tokens]`, `values` `[values, heads, tokens]`; `counted` (bool, as `values`) says which
+    rows a value has at all. NaN over no rows, and where a counted row is NaN. One product instead of a sum for each.
+    """
+    counted = torch.ones_like(values, dtype=torch.bool) if counted is None else counted
+    among = rows.double().permute(1, 2, 0)
+    known = values.masked_fill(~counted | values.isnan(), 0.0)
+    total, count, lost = (
+        each.double().transpose(0, 1) @ among for each in (known, counted, values.isnan() & counted)
+    )
+    return (total / count).masked_fill((count == 0) | (lost > 0), torch.nan).float().permute(2, 1, 0)
+
+
 def mean_over(rows: Tensor, values: Tensor) -> Tensor:
     """Return the mean of `values [heads, tokens]` over `rows` (bool, same shape) for each head; NaN over no rows."""
     count = rows.sum(-1)

@@ -7,7 +7,7 @@ scores too, the local scopes have no `js`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from sparselens.workbench.probe import (
     Columns,
     LayerRecord,
     Probe,
-    mean_over,
+    means_over,
     span_rows,
     without_sink,
 )
@@ -35,7 +35,11 @@ JS_ROWS = 64
 
 @dataclass(frozen=True, eq=False)
 class _Scope:
-    """One scope of one layer: per-row tensors `[heads, tokens]`; `js` maps row-set names to `[heads]` means."""
+    """One scope of one layer: per-row tensors `[heads, tokens]`.
+
+    `divergence` is one too where it is known of every row; else `js` maps names of row sets to `[heads]` means and to
+    how many rows they are of.
+    """
 
     name: str
     error: Tensor
@@ -45,7 +49,8 @@ class _Scope:
     overlap: Tensor
     sink: Tensor
     entropy: Tensor
-    js: dict[str, tuple[Tensor, int]]
+    divergence: Tensor | None = None
+    js: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
 
 
 def _rows(record: LayerRecord) -> Columns | None:
@@ -56,7 +61,7 @@ def _rows(record: LayerRecord) -> Columns | None:
     if record.sparse:
         mask = _local(record, base, "local_mask", record.selection)
         scopes += [mask, _local_policy(record, base, mask)]
-    blocks = [_block(record, base, scope, name, rows) for scope in scopes for name, rows in record.row_sets]
+    blocks = [_block(record, base, scope) for scope in scopes]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
@@ -135,7 +140,7 @@ def _local(record: LayerRecord, base: BaseLayer, name: str, selection: Selection
         overlap=(attended.statistics["gathered"][0] > 0).sum(-1) / listed,
         sink=sink,
         entropy=attended.statistics["entropy"][0],
-        js={rows_name: (mean_over(rows, divergence), -1) for rows_name, rows in record.row_sets},
+        divergence=divergence,
     )
 
 
@@ -150,33 +155,49 @@ def _local_policy(record: LayerRecord, base: BaseLayer, mask: _Scope) -> _Scope:
     return _local(record, base, "local_policy", selection)
 
 
-def _block(record: LayerRecord, base: BaseLayer, scope: _Scope, name: str, rows: Tensor) -> Columns:
+def _block(record: LayerRecord, base: BaseLayer, scope: _Scope) -> Columns:
+    """Columns of one scope: the shown heads over the first set of rows, then over the next."""
     heads = record.shown_heads
-    positions = record.call.query_positions[0]
-    js, js_rows = scope.js.get(name, (torch.full((record.call.heads,), torch.nan), 0))
-    n_rows = rows.sum(-1)
+    names, sets = [name for name, _ in record.row_sets], torch.stack([rows for _, rows in record.row_sets])
+    n_rows = sets.sum(-1)
+    found = _means(record, base, scope, sets)
+    js_rows = n_rows
+    if scope.divergence is None:
+        unknown = torch.full((record.call.heads,), torch.nan)
+        sampled = [scope.js.get(name, (unknown, 0)) for name in names]
+        found["js"] = torch.stack([mean for mean, _ in sampled])
+        js_rows = torch.tensor([count for _, count in sampled])[:, None].expand_as(n_rows)
+    size = len(names) * len(heads)
+    columns: Columns = {name: value.numpy()[:, heads].reshape(-1) for name, value in found.items()}
+    counts = {"n_rows": n_rows, "js_rows": js_rows}
+    columns |= {name: each.numpy()[:, heads].reshape(-1).astype(np.uint32) for name, each in counts.items()}
+    return columns | {
+        "scope": np.full(size, scope.name, object),
+        "rows": np.repeat(np.asarray(names, object), len(heads)),
+        "layer": np.full(size, record.layer, np.uint8),
+        "head": np.tile(heads.astype(np.uint16), len(names)),
+        "run_a": np.full(size, record.base_name, object),
+        "run_b": np.full(size, record.run_name, object),
+    }
+
+
+def _means(record: LayerRecord, base: BaseLayer, scope: _Scope, sets: Tensor) -> dict[str, Tensor]:
+    """Means over each set of rows, `[sets, heads]` by name; `sink_change` is not of the first rows."""
     values = {
-        "write_error": mean_over(rows, scope.error),
-        "kept_mass": mean_over(rows, scope.kept_mass),
-        "kept_mass_nosink": mean_over(rows, scope.kept_mass_nosink),
-        "js": js,
-        "top8_overlap": mean_over(rows, scope.overlap),
-        "out_cosine": mean_over(rows, scope.cosine),
-        "sink_change": mean_over(rows & (positions >= SINK_ROWS), scope.sink - base.sink_mass),
-        "entropy_change": mean_over(rows, scope.entropy - base.entropy),
+        "write_error": scope.error,
+        "kept_mass": scope.kept_mass,
+        "kept_mass_nosink": scope.kept_mass_nosink,
+        "top8_overlap": scope.overlap,
+        "out_cosine": scope.cosine,
+        "sink_change": scope.sink - base.sink_mass,
+        "entropy_change": scope.entropy - base.entropy,
     }
-    return {key: value.numpy()[heads] for key, value in values.items()} | {
-        "scope": np.full(len(heads), scope.name, object),
-        "rows": np.full(len(heads), name, object),
-        "layer": np.full(len(heads), record.layer, np.uint8),
-        "head": heads.astype(np.uint16),
-        "n_rows": n_rows.numpy()[heads].astype(np.uint32),
-        "js_rows": (n_rows if js_rows < 0 else torch.full_like(n_rows, js_rows))
-        .numpy()[heads]
-        .astype(np.uint32),
-        "run_a": np.full(len(heads), record.base_name, object),
-        "run_b": np.full(len(heads), record.run_name, object),
-    }
+    if scope.divergence is not None:
+        values["js"] = scope.divergence
+    later = (record.call.query_positions[0] >= SINK_ROWS).expand_as(scope.error)
+    among = torch.stack([later if name == "sink_change" else torch.ones_like(later) for name in values])
+    means = means_over(sets, torch.stack(list(values.values())), among)
+    return dict(zip(values, means.unbind(1), strict=True))
 
 
 PROBE = Probe(

@@ -5,64 +5,68 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparselens.workbench.probe import SINK_ROWS, Columns, LayerRecord, Probe, head_names, mean_over
+from sparselens.workbench.probe import SINK_ROWS, Columns, LayerRecord, Probe, head_names, means_over
 
 _PLAIN = ("entropy", "local_mass", "distance")
+_OF_KEPT = ("kept_mass", "kept_mass_nosink", "write_norm")
+"""Of the executed pattern alone."""
 
 
 def _rows(record: LayerRecord) -> Columns:
     patterns = [("executed", False)] + ([("dense", True)] if record.sparse else [])
-    blocks = [
-        _block(record, pattern, rows_name, rows, dense=dense)
-        for pattern, dense in patterns
-        for rows_name, rows in record.row_sets
-    ]
+    blocks = [_block(record, pattern, dense=dense) for pattern, dense in patterns]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def _block(record: LayerRecord, pattern: str, rows_name: str, rows: torch.Tensor, *, dense: bool) -> Columns:
+def _block(record: LayerRecord, pattern: str, *, dense: bool) -> Columns:
+    """Columns of one pattern: the shown heads over the first set of rows, then over the next."""
     heads = record.shown_heads
-    counts = record.visible_counts.expand_as(record.kept_counts) if dense else record.kept_counts
-    entropy = record.statistic("entropy", dense=dense)
-    positions = record.call.query_positions[0]
-    values = {name: mean_over(rows, record.statistic(name, dense=dense)) for name in _PLAIN}
-    values["entropy_norm"] = mean_over(rows & (counts > 1), entropy / counts.clamp(min=2).log())
-    values["previous_mass"] = mean_over(
-        rows & (positions >= 1), record.statistic("previous_mass", dense=dense)
-    )
-    values["sink_mass"] = mean_over(
-        rows & (positions >= SINK_ROWS), record.statistic("sink_mass", dense=dense)
-    )
-    kept = (rows * record.kept_counts).sum(-1)
-    seen = (rows * record.visible_counts).sum(-1)
-    values["density"] = torch.ones_like(values["entropy"]) if dense else (kept / seen).float()
-    values["kv_read_share"] = _read_share(record, rows, dense=dense)
-    if not dense:
-        values["kept_mass"] = mean_over(rows, record.kept_mass)
-        values["kept_mass_nosink"] = mean_over(rows, record.kept_mass_nosink)
-        values["write_norm"] = mean_over(rows, record.write_norm)
-    columns: Columns = {name: value.numpy()[heads] for name, value in values.items()}
+    names, sets = [name for name, _ in record.row_sets], torch.stack([rows for _, rows in record.row_sets])
+    found = _means(record, sets, dense=dense)
+    kept = (sets * record.kept_counts).sum(-1)
+    seen = (sets * record.visible_counts).sum(-1)
+    found["density"] = torch.ones(kept.shape) if dense else (kept / seen).float()
+    found["kv_read_share"] = _read_share(record, sets, dense=dense)
+    size = len(names) * len(heads)
+    columns: Columns = {name: value.numpy()[:, heads].reshape(-1) for name, value in found.items()}
     if dense:
-        columns |= {
-            name: np.full(len(heads), np.nan, np.float32)
-            for name in ("kept_mass", "kept_mass_nosink", "write_norm")
-        }
+        columns |= {name: np.full(size, np.nan, np.float32) for name in _OF_KEPT}
     computed = np.ones(len(heads), np.float32) if dense else _computed(record)
     return columns | {
-        "pattern": np.full(len(heads), pattern, object),
-        "rows": np.full(len(heads), rows_name, object),
-        "layer": np.full(len(heads), record.layer, np.uint8),
-        "head": heads.astype(np.uint16),
-        "head_name": np.asarray(head_names(record.layer, heads), object),
-        "n_rows": rows.sum(-1).numpy()[heads].astype(np.uint32),
-        "density_computed": computed,
+        "pattern": np.full(size, pattern, object),
+        "rows": np.repeat(np.asarray(names, object), len(heads)),
+        "layer": np.full(size, record.layer, np.uint8),
+        "head": np.tile(heads.astype(np.uint16), len(names)),
+        "head_name": np.tile(np.asarray(head_names(record.layer, heads), object), len(names)),
+        "n_rows": sets.sum(-1).numpy()[:, heads].reshape(-1).astype(np.uint32),
+        "density_computed": np.tile(computed, len(names)),
     }
 
 
-def _read_share(record: LayerRecord, rows: torch.Tensor, *, dense: bool) -> torch.Tensor:
-    """Return, over the decoded rows among `rows`, keys read by any head of the group ÷ keys there: `[heads]`."""
+def _means(record: LayerRecord, sets: torch.Tensor, *, dense: bool) -> dict[str, torch.Tensor]:
+    """Means over each set of rows, `[sets, heads]` by name; some are not of the first rows, or of rows of one key."""
+    counts = record.visible_counts.expand_as(record.kept_counts) if dense else record.kept_counts
+    positions = record.call.query_positions[0]
+    values = {name: record.statistic(name, dense=dense) for name in _PLAIN}
+    values["entropy_norm"] = values["entropy"] / counts.clamp(min=2).log()
+    values |= {name: record.statistic(name, dense=dense) for name in ("previous_mass", "sink_mass")}
+    if not dense:
+        values |= {name: getattr(record, name) for name in _OF_KEPT}
+    counted = {
+        "entropy_norm": counts > 1,
+        "previous_mass": positions >= 1,
+        "sink_mass": positions >= SINK_ROWS,
+    }
+    everywhere = torch.ones_like(counts, dtype=torch.bool)
+    among = torch.stack([counted.get(name, everywhere).expand_as(everywhere) for name in values])
+    means = means_over(sets, torch.stack(list(values.values())), among)
+    return dict(zip(values, means.unbind(1), strict=True))
+
+
+def _read_share(record: LayerRecord, sets: torch.Tensor, *, dense: bool) -> torch.Tensor:
+    """Return, over the decoded rows of each set, keys read by any head of the group ÷ keys there: `[sets, heads]`."""
     start = record.tokens - record.decoded
-    chosen, there = rows[:, start:], record.visible_counts[start:]
+    chosen, there = sets[..., start:], record.visible_counts[start:]
     read = there.expand_as(chosen) if dense else record.read_counts
     return ((chosen * read).sum(-1) / (chosen * there).sum(-1)).float()
 
