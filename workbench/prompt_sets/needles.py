@@ -76,9 +76,15 @@ class Needles(PromptSet):
         for _ in range(_ATTEMPTS):
             if room <= 0:
                 raise ValueError(
-                    f"needles: length {length} has no room for prose; {length - room + 50} would"
+                    f"needles: length {length} has no room for prose; {length - room + 50} would do"
                 )
-            sentences = exact_fill(room, count, rng)
+            try:
+                sentences = exact_fill(room, count, rng)
+            except ValueError as problem:
+                raise ValueError(
+                    f"needles: length {length} leaves {room} tokens for prose, and {problem}; "
+                    f"{length - room + 50} would do"
+                ) from problem
             fields = _fields(
                 encoder, needle, _insert(sentences, needle.sentence, depth, count), before, after, chat
             )
