@@ -120,6 +120,9 @@ def _register(app: Dash, source: Source, found: list[Page]) -> None:
         State({"type": "part", "fields": ALL}, "data"),
     )
     app.clientside_callback(
+        ClientsideFunction("sparselens", "trees"), Input({"tree": ALL}, "data"), State({"tree": ALL}, "id")
+    )
+    app.clientside_callback(
         ClientsideFunction("sparselens", "choose"),
         Input({"choose": ALL}, "value"),
         State({"choose": ALL}, "id"),

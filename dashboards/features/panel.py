@@ -7,6 +7,7 @@ from typing import Any
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
 from sparselens.analyses.features.card import Card, card
+from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.features.feature import (
     CHANGES,
@@ -68,7 +69,7 @@ def example_panel() -> Any:
     """The strongest examples before they are there."""
     return panel(
         "Strongest tokens",
-        html.Div(id="feature-examples", className="columns"),
+        place("feature-examples", className="columns"),
         note="with what wrote the feature there: head ← source token, its part; struck through where B drops the key",
     )
 
@@ -79,7 +80,7 @@ def text_panel() -> Any:
         "Text",
         text_place("The prompt's tokens, shaded by the activation of the feature"),
         html.P(id="text-legend", className="note legend"),
-        html.Div(id="feature-sources"),
+        place("feature-sources"),
         tools=[switch("Shade by", "shade", [("diff", "B − A"), ("a", "A"), ("b", "B")])],
         note="where the feature is active; a click on a token shows what wrote it there",
     )
@@ -123,11 +124,11 @@ def register_card(app: Dash, source: Source) -> None:
             a, b = cards(source, selection)
         except SourceError as trouble:
             return problem(trouble), None
-        return card_figure(a, b), examples_figure(a, b)
+        return card_figure(a, b), tree(examples_figure(a, b))
 
-    app.callback(
-        Output("feature-card", "children"), Output("feature-examples", "children"), Input(CARD_FIELDS, "data")
-    )(draw)
+    app.callback(Output("feature-card", "children"), drawn("feature-examples"), Input(CARD_FIELDS, "data"))(
+        draw
+    )
 
 
 def cards(source: Source, selection: Selection) -> tuple[Card, Card | None]:
@@ -216,10 +217,10 @@ def register_sources(app: Dash, source: Source) -> None:
             rows = source.records(SOURCES, b=selection.b or None, **asked)
             token = source.first(WORD, prompt=selection.prompt, q=selection.q)
         except SourceError as trouble:
-            return problem(trouble)
-        return sources_figure(rows, selection.q, token.get("text") or "")
+            return tree(problem(trouble))
+        return tree(sources_figure(rows, selection.q, token.get("text") or ""))
 
-    app.callback(Output("feature-sources", "children"), Input(SOURCE_FIELDS, "data"))(draw)
+    app.callback(drawn("feature-sources"), Input(SOURCE_FIELDS, "data"))(draw)
 
 
 def nothing(source: Source, selection: Selection) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from dash import Dash, Input, Output, html
+from dash import Dash, Input, html
 
+from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.page import chosen, message, panel, part, problem
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
@@ -86,7 +87,7 @@ def commands_panel() -> Any:
     """The panel before anything is drawn in it."""
     return panel(
         "Test this head",
-        html.Div(id="head-commands"),
+        place("head-commands"),
         note="what it shows is rows of the trace again",
         name="panel-commands",
     )
@@ -128,7 +129,7 @@ def register_commands(app: Dash, source: Source) -> None:
         try:
             found = commands(source, selection)
         except SourceError as trouble:
-            return problem(trouble)
-        return commands_figure(found) if found else message("There is nothing to test.")
+            return tree(problem(trouble))
+        return tree(commands_figure(found) if found else message("There is nothing to test."))
 
-    app.callback(Output("head-commands", "children"), Input(COMMAND_FIELDS, "data"))(draw)
+    app.callback(drawn("head-commands"), Input(COMMAND_FIELDS, "data"))(draw)

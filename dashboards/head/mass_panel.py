@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dash import Dash, Input, Output, html
+from dash import Dash, Input, html
 
 from sparselens.dashboards.compare.key import shown
+from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.head.heatmap import LENGTH
 from sparselens.dashboards.head.key_class import (
     FIRST,
@@ -45,7 +46,7 @@ def mass_panel() -> Any:
     """The panel before anything is drawn in it."""
     return panel(
         "Where the mass went",
-        html.Div(id="mass"),
+        place("mass"),
         note="of A's attention: kept, dropped; and who gained",
         name="panel-mass",
     )
@@ -112,7 +113,7 @@ def _table(found: Mass) -> Any:
     }
     for name in ("kept", "dropped", "gained"):
         known = [getattr(each, name) for each in found.parts]
-        sums[name] = None if None in known else sum(known)
+        sums[name] = None if None in known else round(sum(known), 9) + 0.0
     cells = [*_cells(sums), html.Td(number(round((sums["b"] or 0.0) - (sums["a"] or 0.0), 9) + 0.0))]
     foot = html.Tr([html.Th("all keys", scope="row"), *cells])
     top = html.Tr([html.Th(word, scope="col") for word in COLUMNS])
@@ -216,10 +217,10 @@ def register_mass(app: Dash, source: Source) -> None:
         if selection is None or selection.layer is None or not selection.prompt:
             return None
         if not selection.b:
-            return message("There is no second run here: choose B.")
+            return tree(message("There is no second run here: choose B."))
         try:
-            return _drawn(source, selection)
+            return tree(_drawn(source, selection))
         except SourceError as found:
-            return problem(found)
+            return tree(problem(found))
 
-    app.callback(Output("mass", "children"), Input(MASS_FIELDS, "data"))(draw)
+    app.callback(drawn("mass"), Input(MASS_FIELDS, "data"))(draw)

@@ -8,6 +8,7 @@ from typing import Any
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 
 from sparselens.dashboards.choice import over
+from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.head.number import (
     DAMAGE,
     SCORES,
@@ -35,8 +36,8 @@ def numbers_panel() -> Any:
     """The statistics and differences before anything is drawn in them."""
     return panel(
         "Numbers",
-        html.Div(id="statistics"),
-        html.Div(id="damage"),
+        place("statistics"),
+        place("damage"),
         note="executed pattern; a name opens to its definition",
     )
 
@@ -45,7 +46,7 @@ def scores_panel() -> Any:
     """The scores before anything is drawn in them; they are filled when they come into view."""
     return panel(
         "Scores",
-        html.Div(id="head-scores", **{"data-seen": "seen-scores"}),
+        place("head-scores", **{"data-seen": "seen-scores"}),
         note="what analyses measured of this head, over their own prompts; a name opens to its definition",
         name="panel-scores",
     )
@@ -62,18 +63,18 @@ def register_numbers(app: Dash, source: Source) -> None:
     def draw_numbers(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
         if selection is None or selection.layer is None or not selection.prompt:
-            return None, message("No head is chosen: this trace has no captured run."), None
+            return None, tree(message("No head is chosen: this trace has no captured run.")), None
         try:
             roles = _roles(source, selection)
             table, damage = _numbers(source, selection)
         except SourceError as found:
-            return None, problem(found), None
-        return roles, table, damage
+            return None, tree(problem(found)), None
+        return roles, tree(table), tree(damage)
 
     app.callback(
         Output("head-roles", "children"),
-        Output("statistics", "children"),
-        Output("damage", "children"),
+        drawn("statistics"),
+        drawn("damage"),
         Input(HEAD_FIELDS, "data"),
     )(draw_numbers)
 
@@ -129,13 +130,11 @@ def register_scores(app: Dash, source: Source) -> None:
         try:
             rows = source.records(SCORES, b=selection.b or None, **asked)
         except SourceError as found:
-            return problem(found)
+            return tree(problem(found))
         if not rows:
             model = source.first(MODEL, a=selection.a).get("model") or "MODEL"
             line = ["sparselens", "analyse", "roles", "--model", model, "--trace", str(source.path)]
-            return message("No analysis of these runs is in the trace.", shlex.join(line))
-        return scores_figure(rows)
+            return tree(message("No analysis of these runs is in the trace.", shlex.join(line)))
+        return tree(scores_figure(rows))
 
-    app.callback(
-        Output("head-scores", "children"), Input(SCORE_FIELDS, "data"), Input("seen-scores", "data")
-    )(draw)
+    app.callback(drawn("head-scores"), Input(SCORE_FIELDS, "data"), Input("seen-scores", "data"))(draw)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dash import Dash, Input, Output, html
+from dash import Dash, Input, html
 
+from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.head.number import defined
 from sparselens.dashboards.metric import meaning
 from sparselens.dashboards.page import chosen, message, panel, part, problem
@@ -41,7 +42,7 @@ def prompts_panel() -> Any:
     """The panel before anything is drawn in it; it is filled when it comes into view."""
     return panel(
         "Best prompts",
-        html.Div(id="head-prompts", **{"data-seen": "seen-prompts"}),
+        place("head-prompts", **{"data-seen": "seen-prompts"}),
         note="where this head changes most, and least",
         name="panel-prompts",
     )
@@ -100,11 +101,10 @@ def register_prompts(app: Dash, source: Source) -> None:
         try:
             rows = source.records(PROMPTS, most=MOST, **asked)
         except SourceError as found:
-            return problem(found)
+            return tree(problem(found))
         if not rows:
-            return message(f"No differences over rows {selection.rows} are stored for this pair and head.")
-        return prompts_figure(rows, selection)
+            said = f"No differences over rows {selection.rows} are stored for this pair and head."
+            return tree(message(said))
+        return tree(prompts_figure(rows, selection))
 
-    app.callback(
-        Output("head-prompts", "children"), Input(PROMPT_FIELDS, "data"), Input("seen-prompts", "data")
-    )(draw)
+    app.callback(drawn("head-prompts"), Input(PROMPT_FIELDS, "data"), Input("seen-prompts", "data"))(draw)

@@ -106,15 +106,26 @@ def test_a_link_shows_the_same_view_in_a_fresh_browser(visit: Any, served: str) 
     assert other.locator(".token.query").inner_text() == page.locator(".token.query").inner_text()
 
 
+def point_at(page: Any, pos: int) -> None:
+    """Move the pointer over a token, which may stand on two lines, when nothing below it moves any more."""
+    page.wait_for_selector("#mass table")
+    middle = (
+        "e => { e.scrollIntoView({ block: 'center' });"
+        " const [r] = [...e.getClientRects()].sort((one, two) => two.width - one.width);"
+        " return [r.x + r.width / 2, r.y + r.height / 2]; }"
+    )
+    page.mouse.move(*page.locator("#text .token").nth(pos).evaluate(middle))
+
+
 def test_hovering_a_token_shows_what_it_reads_and_who_reads_it(visit: Any, served: str) -> None:
     page = visit(f"{served}head?layer=1&head=2")
     page.wait_for_selector("#reads:has-text('Query 56')")
-    page.locator("#text .token").nth(30).hover()
+    point_at(page, 30)
     page.wait_for_selector("#reads:has-text('Query 30')")
     assert "Rain" in page.locator("#text .token").nth(15).inner_text()
     assert page.inner_text("#tip").startswith("#30 ")
     page.click("text=Who reads it")
-    page.locator("#text .token").nth(3).hover()
+    point_at(page, 3)
     page.wait_for_selector("#reads:has-text('Key 3:')")
     assert "q" not in chosen(page)
 
