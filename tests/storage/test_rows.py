@@ -30,6 +30,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "FLOAT": _FLOAT32,
     "DOUBLE": st.floats(),
     "BLOB": st.binary(max_size=20),
+    "TIMESTAMP": st.datetimes(),
     "VARCHAR[]": st.lists(_TEXT, max_size=3),
     "UINTEGER[]": st.lists(st.integers(0, 2**32 - 1), max_size=3),
     "FLOAT[]": st.lists(st.floats(width=32, allow_nan=False), max_size=3),
