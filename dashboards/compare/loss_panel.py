@@ -43,7 +43,7 @@ def text_panel() -> Any:
             switch("Shade by", "shade", [("diff", "RUN − BASE"), ("a", "BASE"), ("b", "RUN")]),
             save_buttons("text"),
         ],
-        note="loss of each token; drag over tokens for their rows alone",
+        note="loss of each token; drag over some",
     )
 
 
