@@ -92,10 +92,7 @@ def card(
     activity = _ask(connection, "activity", given)[0]
     heads = _ask(connection, "heads", given | {"against": other})
     share = extent["unstored"] / extent["activation"] if extent["activation"] else 0.0
-    examples = tuple(
-        _example(connection, given | {"against": other}, row)
-        for row in _ask(connection, "examples", given | {"top": top})
-    )
+    examples = _examples(connection, given | {"against": other, "top": top})
     return Card(
         found["sae"],
         found["name"],
@@ -160,21 +157,35 @@ def _against(connection: Connection, place: dict[str, Any]) -> str:
     return str(found[0]["run_b"]) if found else ""
 
 
-def _example(connection: Connection, given: dict[str, Any], row: dict[str, Any]) -> Example:
-    place = {"prompt": row["prompt_id"], "pos": row["pos"]}
-    around = {
-        "prompt": row["prompt_id"],
-        "first": max(0, row["pos"] - AROUND),
-        "last": row["pos"] + AFTER,
-    }
-    texts = {each["pos"]: each["text"] for each in _ask(connection, "context", around)}
+def _examples(connection: Connection, given: dict[str, Any]) -> tuple[Example, ...]:
+    """Return the strongest tokens; their contexts and their sources are asked for at once."""
+    around = {name: value for name, value in given.items() if name != "against"}
+    texts = _by_place(_ask(connection, "contexts", around | {"before": AROUND, "after": AFTER}))
+    sources = _by_place(_ask(connection, "sources", given))
+    return tuple(
+        _example(row, texts.get(place, []), sources.get(place, []))
+        for row in _ask(connection, "examples", around)
+        for place in [(row["prompt_id"], row["pos"])]
+    )
+
+
+def _by_place(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Rows by the example that they are about, without saying so again."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row.pop("prompt_id"), row.pop("example")), []).append(row)
+    return found
+
+
+def _example(row: dict[str, Any], around: list[dict[str, Any]], sources: list[dict[str, Any]]) -> Example:
+    pos = row["pos"]
     return Example(
         row["prompt_id"],
         row["name"],
-        row["pos"],
+        pos,
         row["activation"],
-        "".join(text for pos, text in texts.items() if pos < row["pos"]),
-        texts.get(row["pos"], ""),
-        "".join(text for pos, text in texts.items() if pos > row["pos"]),
-        tuple(_ask(connection, "sources", given | place)),
+        "".join(each["text"] for each in around if each["pos"] < pos),
+        "".join(each["text"] for each in around if each["pos"] == pos),
+        "".join(each["text"] for each in around if each["pos"] > pos),
+        tuple(sources),
     )

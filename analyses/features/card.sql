@@ -25,15 +25,24 @@ FROM features f JOIN prompts p USING (prompt_id)
 WHERE f.run_id = $run AND f.sae = $sae AND f.feature = $feature
 ORDER BY f.activation DESC, f.prompt_id, f.pos LIMIT $top;
 
--- name: context
-SELECT pos, coalesce(text, '⟨id ' || token_id || '⟩') AS text FROM tokens
-WHERE prompt_id = $prompt AND pos BETWEEN $first AND $last ORDER BY pos;
+-- name: contexts
+WITH places AS (
+  SELECT prompt_id, pos FROM features WHERE run_id = $run AND sae = $sae AND feature = $feature
+  ORDER BY activation DESC, prompt_id, pos LIMIT $top)
+SELECT e.prompt_id, e.pos AS example, t.pos, coalesce(t.text, '⟨id ' || t.token_id || '⟩') AS text
+FROM places e JOIN tokens t ON t.prompt_id = e.prompt_id
+  AND t.pos BETWEEN e.pos::BIGINT - $before AND e.pos::BIGINT + $after
+ORDER BY e.prompt_id, e.pos, t.pos;
 
 -- name: sources
-SELECT s.head, s.k_pos, coalesce(t.text, '⟨id ' || t.token_id || '⟩') AS text, s.value, s.dropped, s.pre, s.unstored
-FROM feature_sources s LEFT JOIN tokens t ON t.prompt_id = s.prompt_id AND t.pos = s.k_pos
-WHERE s.run_id = $run AND s.run_b = $against AND s.sae = $sae AND s.feature = $feature AND s.prompt_id = $prompt
-  AND s.pos = $pos
+WITH places AS (
+  SELECT prompt_id, pos FROM features WHERE run_id = $run AND sae = $sae AND feature = $feature
+  ORDER BY activation DESC, prompt_id, pos LIMIT $top)
+SELECT s.prompt_id, s.pos AS example, s.head, s.k_pos, coalesce(t.text, '⟨id ' || t.token_id || '⟩') AS text, s.value,
+       s.dropped, s.pre, s.unstored
+FROM feature_sources s JOIN places e ON e.prompt_id = s.prompt_id AND e.pos = s.pos
+LEFT JOIN tokens t ON t.prompt_id = s.prompt_id AND t.pos = s.k_pos
+WHERE s.run_id = $run AND s.run_b = $against AND s.sae = $sae AND s.feature = $feature
 ORDER BY abs(s.value) DESC;
 
 -- name: tokens
