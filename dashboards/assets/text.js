@@ -30,6 +30,7 @@
     shown.fresh = true;
     shown.shade = null;
     shown.shownAt = null;
+    shown.hovered = null;
     const marked = new Map();
     for (const span of data.spans || []) for (let p = span.start; p < span.stop; p++) marked.set(p, span.name);
     const paper = document.createDocumentFragment();
@@ -93,7 +94,10 @@
       shown.shownAt = q;
     }
     if (shown.data.kind !== "attention") lens.shade();
-    else lens.read(q !== null ? Number(q) : shown.data.start);
+    else {
+      if (q !== null) shown.hovered = null;
+      lens.read(q !== null ? Number(q) : shown.hovered ?? shown.data.start);
+    }
   };
 
   // ---- who reads whom ------------------------------------------------------------------------------
@@ -220,6 +224,7 @@
     tip(event, token);
     if (shown.data.kind === "attention" && lens.get("q") === null) {
       clearTimeout(timer);
+      shown.hovered = Number(token.dataset.pos);
       timer = setTimeout(() => lens.read(Number(token.dataset.pos)).then(() => tip(event, token)), 25);
     }
   });

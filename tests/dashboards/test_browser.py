@@ -122,6 +122,12 @@ def test_hovering_a_token_shows_what_it_reads_and_who_reads_it(visit: Any, serve
     page.wait_for_selector("#reads:has-text('Query 56')")
     point_at(page, 30)
     page.wait_for_selector("#reads:has-text('Query 30')")
+    above = page.locator("#text").bounding_box()["y"] + page.evaluate("scrollY")
+    point_at(page, 2)
+    page.wait_for_selector("#reads:has-text('Query 2:')")
+    assert page.locator("#text").bounding_box()["y"] + page.evaluate("scrollY") == above
+    point_at(page, 30)
+    page.wait_for_selector("#reads:has-text('Query 30')")
     assert "Rain" in page.locator("#text .token").nth(15).inner_text()
     assert page.inner_text("#tip").startswith("#30 ")
     page.click("text=Who reads it")
