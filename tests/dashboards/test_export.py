@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browsing import ARGUMENTS, CHROMIUM, PATIENCE, shot
+from browsing import PATIENCE, shot
 from hostile_trace import write_hostile
 
 import sparselens as sl
@@ -250,31 +250,27 @@ def test_the_command_says_what_it_wrote(
 
 
 @pytest.fixture
-def opened(small: Bundle, tmp_path: Path) -> Iterator[Any]:
+def opened(browser: Any, small: Bundle, tmp_path: Path) -> Iterator[Any]:
     """A function that opens a file of the bundle from disk without a network; nothing may go wrong or be asked for."""
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
     folder = write(small, tmp_path / "bundle")
     trouble: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    contexts: list[Any] = []
 
-        def show(path: Path = folder, **how: Any) -> Any:
-            page = browser.new_context(offline=True, **how).new_page()
-            page.set_default_timeout(PATIENCE)
-            page.on(
-                "console",
-                lambda line: trouble.append(line.text) if line.type in {"error", "warning"} else None,
-            )
-            page.on("pageerror", lambda error: trouble.append(str(error)))
-            page.on("request", lambda asked: None if _local(asked.url) else trouble.append(asked.url))
-            page.goto((path / "index.html").as_uri())
-            return page
+    def show(path: Path = folder, **how: Any) -> Any:
+        contexts.append(browser.new_context(offline=True, **how))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on(
+            "console", lambda line: trouble.append(line.text) if line.type in {"error", "warning"} else None
+        )
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("request", lambda asked: None if _local(asked.url) else trouble.append(asked.url))
+        page.goto((path / "index.html").as_uri())
+        return page
 
-        yield show
-        browser.close()
+    yield show
+    for context in contexts:
+        context.close()
     assert trouble == []
 
 
