@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from sparselens.analyses.plot import GREY, LOOK
 from sparselens.storage.reader import connect
 from sparselens.storage.trace import Trace
 
@@ -19,7 +20,6 @@ COLOURS = {
     "raises": "#4477aa",
     "lowers": "#ee6677",
 }
-GREY = "#8a8f98"
 EDGES = """
 SELECT circuit, sender, receiver, score, rank FROM circuit_edges_history
 WHERE analysis_id = $analysis AND in_circuit ORDER BY rank
@@ -112,16 +112,13 @@ def figure(edges: pd.DataFrame) -> go.Figure:
         )
     )
     made.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": GREY},
+        template=LOOK,
         margin={"l": 50, "r": 10, "t": 10, "b": 30},
         height=max(420, 26 * layers),
         yaxis_title="layer",
     )
     made.update_xaxes(visible=False)
-    made.update_yaxes(gridcolor="rgba(138,143,152,0.25)", zeroline=False)
+    made.update_yaxes(zeroline=False)
     return made
 
 

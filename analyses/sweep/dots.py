@@ -8,10 +8,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sparselens.analyses.sweep.frontier import GREY, marks, ranked, short, symbols
+from sparselens.analyses.plot import GREY, LOOK
+from sparselens.analyses.sweep.frontier import marks, ranked, short, symbols
 
 POINT = "#4477aa"
-GRID = "rgba(138,143,152,0.25)"
 ROW = 22  # pixels a method
 MARGIN = 96  # pixels around the rows
 
@@ -38,17 +38,14 @@ def dots(frame: pd.DataFrame, metrics: tuple[str, ...], target: float) -> go.Fig
             made.add_trace(_reference(points, rows, metric, role, symbol), row=1, col=column)
         made.add_trace(_points(points, rows, metric), row=1, col=column)
     made.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": GREY, "size": 12},
+        template=LOOK,
         margin={"l": 10, "r": 10, "t": 30, "b": 36},
         height=MARGIN + ROW * len(rows),
         showlegend=False,
         hovermode="closest",
     )
-    made.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, nticks=5)
-    made.update_yaxes(gridcolor=GRID, autorange="reversed", automargin=True, dtick=1)
+    made.update_xaxes(nticks=5)
+    made.update_yaxes(autorange="reversed", automargin=True, dtick=1)
     return made
 
 

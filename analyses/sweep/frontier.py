@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from sparselens.analyses.plot import GREY, LOOK
 from sparselens.analyses.sweep.metric import HIGHER, METRICS
 
 POINTS = """
@@ -33,7 +34,6 @@ PALETTE = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#bbcc33", "#99ddff",
     "#ffaabb", "#77aadd",
 )  # fmt: skip
-GREY = "#8a8f98"
 LEGEND = 12  # methods that a legend names; of more, the pointer does
 
 
@@ -112,16 +112,13 @@ def figure(frame: pd.DataFrame, metric: str = "recalled_mass") -> go.Figure:
     made.update_layout(
         xaxis_title="measured density",
         yaxis_title=metric.replace("_", " "),
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": GREY},
+        template=LOOK,
         margin={"l": 60, "r": 10, "t": 10, "b": 45},
         height=420,
         legend={"orientation": "h", "y": -0.18, "yanchor": "top", "x": 0, "font": {"size": 11}},
         showlegend=len(methods) <= LEGEND,
     )
-    made.update_xaxes(gridcolor="rgba(138,143,152,0.25)", tickformat=".0%")
+    made.update_xaxes(tickformat=".0%")
     made.update_yaxes(gridcolor="rgba(138,143,152,0.25)")
     return made
 

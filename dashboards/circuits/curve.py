@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sparselens.dashboards.heads.scatter import CHOSEN, DOT, GREY, GRID
+from sparselens.analyses.plot import CHOSEN, DOT, GREY, LOOK
 from sparselens.dashboards.verdict import number
 from sparselens.storage import schema
 
@@ -58,16 +58,13 @@ def figure(sides: Sequence[tuple[str, Circuit, Rows]]) -> go.Figure:
     for level in (0, 1):
         made.add_hline(y=level, line={"color": GREY, "width": 1, "dash": "dot"})
     made.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": GREY, "size": 12},
+        template=LOOK,
         margin={"l": 48, "r": 10, "t": 8, "b": 40},
         height=320,
         legend={"orientation": "h", "y": -0.24},
     )
-    made.update_xaxes(type="log", gridcolor=GRID, dtick="D2", title={"text": "edges taken"})
-    made.update_yaxes(gridcolor=GRID, zeroline=False, title={"text": "share"})
+    made.update_xaxes(type="log", dtick="D2", title={"text": "edges taken"})
+    made.update_yaxes(zeroline=False, title={"text": "share"})
     return made
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from sparselens.analyses.plot import CHOSEN, DOT, GREY, GRID, LOOK
 from sparselens.dashboards.circuits.edge import kind, said
 from sparselens.dashboards.circuits.shape import Shape
-from sparselens.dashboards.heads.scatter import CHOSEN, DOT, GREY, GRID
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.verdict import number
 
@@ -205,10 +205,8 @@ def _ring(at: tuple[float, float]) -> go.Scatter:
 
 def _lay_out(made: go.Figure, shape: Shape, selection: Selection) -> None:
     made.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": GREY, "size": 11},
+        template=LOOK,
+        font={"size": 11},
         margin={"l": 44, "r": 30, "t": 26, "b": 8},
         modebar={"orientation": "v", "bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": CHOSEN},
         height=max(360, min(29 * (shape.layers + 2), 980)),
@@ -223,7 +221,6 @@ def _lay_out(made: go.Figure, shape: Shape, selection: Selection) -> None:
         range=[shape.layers + 0.6, -1.6],
         tickvals=[-1, *layers, shape.layers],
         ticktext=["input", *[f"L{layer}" for layer in layers], "logits"],
-        gridcolor=GRID,
         zeroline=False,
     )
     wide = max(1, -(-shape.heads // 12))

@@ -8,9 +8,9 @@ import plotly.graph_objects as go
 from dash import html
 
 from sparselens.analyses.features.card import Card, Example
+from sparselens.analyses.plot import CHOSEN, DOT, LOOK
 from sparselens.dashboards.colour import level
 from sparselens.dashboards.compare.key import shown
-from sparselens.dashboards.heads.scatter import CHOSEN, DOT, GREY, GRID
 from sparselens.dashboards.verdict import number
 
 PAIRS = """
@@ -216,15 +216,11 @@ def heads_figure(a: Card, b: Card | None) -> go.Figure:
             pattern = {"color": colour, "pattern": {"shape": "/"}}
             figure.add_bar(name="A, from keys that B drops", x=at, y=lost, marker=pattern)
     figure.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": GREY, "size": 11},
+        template=LOOK,
+        font={"size": 11},
         margin={"l": 44, "r": 8, "t": 6, "b": 34},
         height=210,
         barmode="group",
         legend={"orientation": "h", "y": 1.15},
     )
-    figure.update_xaxes(gridcolor=GRID)
-    figure.update_yaxes(gridcolor=GRID, zerolinecolor=GRID)
     return figure

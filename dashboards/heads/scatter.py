@@ -8,15 +8,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sparselens.analyses.plot import CHOSEN, DOT, GREY, LOOK
 from sparselens.dashboards.heads.finder import inside, side_name
 from sparselens.dashboards.heads.score_value import Values
 from sparselens.dashboards.selection import Box
 from sparselens.dashboards.verdict import number
-
-GREY = "#8a8f98"
-GRID = "rgba(138,143,152,0.22)"
-DOT = "#4b8bd0"
-CHOSEN = "#dd7a2a"
 
 
 def points(x: Values, x_side: str, y: Values, y_side: str) -> list[dict[str, Any]]:
@@ -97,10 +93,7 @@ def figure(
             )
         )
     made.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": GREY, "size": 12},
+        template=LOOK,
         margin={"l": 58, "r": 12, "t": 10, "b": 46},
         height=400,
         showlegend=False,
@@ -112,16 +105,7 @@ def figure(
         shapes=[] if box is None else [_rectangle(box)],
     )
     for axis, title in zip(("x", "y"), titles, strict=True):
-        made.update_layout(
-            {
-                f"{axis}axis": {
-                    "title": {"text": title},
-                    "gridcolor": GRID,
-                    "zerolinecolor": GRID,
-                    "linecolor": GRID,
-                }
-            }
-        )
+        made.update_layout({f"{axis}axis": {"title": {"text": title}}})
     return made
 
 

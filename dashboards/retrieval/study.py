@@ -10,8 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 from dash import html
 
+from sparselens.analyses.plot import GREY, LOOK
 from sparselens.analyses.sweep.frontier import PALETTE
-from sparselens.dashboards.heads.scatter import GREY, GRID
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.verdict import number
@@ -108,16 +108,13 @@ def figure(rows: Sequence[dict[str, Any]], metric: str) -> go.Figure:
                 annotation_position="top left",
             )
     made.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": GREY, "size": 12},
+        template=LOOK,
         margin={"l": 56, "r": 12, "t": 10, "b": 44},
         height=380,
         legend={"orientation": "h", "y": -0.26},
     )
-    made.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, title={"text": "heads"})
-    made.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, title={"text": escape(metric.replace("_", " "))})
+    made.update_xaxes(title={"text": "heads"})
+    made.update_yaxes(title={"text": escape(metric.replace("_", " "))})
     return made
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import plotly.graph_objects as go
 from dash import html
 
+from sparselens.analyses.plot import CHOSEN, DOT, LOOK
 from sparselens.analyses.sinks.measure import DEFINITIONS
 from sparselens.analyses.sinks.profile import PHASES, phases, ranges
-from sparselens.dashboards.heads.scatter import CHOSEN, DOT, GREY, GRID
 from sparselens.dashboards.query import Source
 from sparselens.dashboards.selection import Selection
 from sparselens.dashboards.verdict import number, percent
@@ -154,20 +154,16 @@ def layer_figures(rows: Sequence[dict[str, Any]], selection: Selection) -> list[
             if some:
                 drawn.add_trace(_line(some, name, colour))
         drawn.update_layout(
-            template="none",
-            paper_bgcolor="rgba(0,0,0,0)",
-            plot_bgcolor="rgba(0,0,0,0)",
-            font={"color": GREY, "size": 11},
+            template=LOOK,
+            font={"size": 11},
             margin={"l": 44, "r": 8, "t": 6, "b": 34},
             height=190,
             showlegend=False,
             hovermode="x unified",
             hoverlabel={"namelength": -1},
         )
-        drawn.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, title={"text": "layer", "standoff": 6})
+        drawn.update_xaxes(title={"text": "layer", "standoff": 6})
         drawn.update_yaxes(
-            gridcolor=GRID,
-            zerolinecolor=GRID,
             type="log" if metric in LOGARITHMIC else "linear",
             range=[-0.02, 1.05] if metric in SHARES else None,
         )

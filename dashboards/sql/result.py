@@ -8,8 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from sparselens.analyses.plot import CHOSEN, DOT, LOOK
 from sparselens.dashboards.colour import level
-from sparselens.dashboards.heads.scatter import CHOSEN, DOT, GREY, GRID
 from sparselens.dashboards.query import records
 from sparselens.dashboards.verdict import number
 
@@ -86,18 +86,14 @@ def chart_figure(frame: Any, x: str, y: str) -> go.Figure:
             hovertemplate="%{customdata}<extra></extra>",
         )
     )
-    axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID}
     made.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": GREY, "size": 12},
+        template=LOOK,
         hoverlabel={"bordercolor": CHOSEN},
         margin={"l": 64, "r": 12, "t": 10, "b": 48},
         height=400,
         hovermode="closest",
-        xaxis={"title": {"text": _as_text(x)}, **axis},
-        yaxis={"title": {"text": _as_text(y)}, **axis},
+        xaxis={"title": {"text": _as_text(x)}},
+        yaxis={"title": {"text": _as_text(y)}},
     )
     return made
 
