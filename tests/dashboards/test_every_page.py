@@ -83,7 +83,7 @@ def walk(browser: Any, url: str, name: str, asked: dict[str, tuple[str, str]], d
     return found
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("dark", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["light", "dark"])
 @pytest.mark.parametrize("kind", ["empty", "small", "long"])
 def test_every_page_of_a_trace_that_lacks_much(
     browser: Any, empty_served: str, served: str, long_served: str, kind: str, dark: bool
