@@ -35,7 +35,7 @@ def create_app(trace_path: Path | str, token: str | None = None) -> Dash:
 
     Without a token it answers this machine only, with one whoever shows it (`access.py`).
     """
-    source = Source(trace_path)
+    source = Source(trace_path, follow=False)
     found = pages()
     app = Dash(
         "sparselens.dashboards",
@@ -81,7 +81,7 @@ def _register(app: Dash, source: Source, found: list[Page]) -> None:
         except SourceError as problem:
             return None, shell.notices([*complaints, str(problem)], problem.advice)
         title = by_path[path].name if path in by_path else "no such page"
-        seen = shared(settled, path or "/", search or "", title, source.stamp())
+        seen = shared(settled, path or "/", search or "", title, source.state())
         return seen, shell.notices(settled.notices, settled.advice)
 
     app.callback(
@@ -131,7 +131,7 @@ def _register(app: Dash, source: Source, found: list[Page]) -> None:
     )
 
 
-def shared(settled: Settled, path: str, asked: str, page: str, stamp: tuple[Any, ...]) -> dict[str, Any]:
+def shared(settled: Settled, path: str, asked: str, page: str, state: int) -> dict[str, Any]:
     """The settled selection as the browser gets it; `seen` changes when the trace does."""
     selection = settled.selection
     title = " · ".join(
@@ -146,7 +146,7 @@ def shared(settled: Settled, path: str, asked: str, page: str, stamp: tuple[Any,
         "shape": list(settled.shape),
         "group": settled.group,
         "title": title,
-        "seen": str(hash(stamp)),
+        "seen": str(state),
     }
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from time import time
 from typing import Any, TypeVar, cast
 
 import duckdb
@@ -24,7 +24,6 @@ MAX_ROWS = 500_000
 SECONDS = 20.0
 FILE_ROWS = 100_000  # of a result that is kept as a file
 KEPT = 128
-STATUS_SECONDS = 20  # how old the status of an unfinished run may be
 Made = TypeVar("Made")
 Value = str | bool | int | float | None | list[str] | list[int]
 
@@ -62,31 +61,28 @@ def bound(sql: str, values: dict[str, Value]) -> str:
 
 
 class Source:
-    """The trace behind the pages. What was read is remembered while the trace stands still."""
+    """The trace behind the pages. What was read is remembered while the trace stands still.
 
-    def __init__(self, path: Path | str) -> None:
+    Every read looks whether the trace has changed; with `follow=False` only `look` does: once for an answer is enough.
+    """
+
+    def __init__(self, path: Path | str, *, follow: bool = True) -> None:
         self.path = Path(path)
+        self._follow = follow
         self._open: reader.Connection | None = None
         self._kept: OrderedDict[str, Any] = OrderedDict()
         self._lock = Lock()
         self._box = Box(self.path)
-        self._stamp: tuple[Any, ...] | None = None
+        self._state: int | None = None
 
-    def stamp(self) -> tuple[Any, ...]:
-        """Changes whenever a run or a part of a run appears, ends or goes."""
-        if self.path.is_file():
-            return (self.path.stat().st_mtime_ns,)
-        return tuple(sorted(self._run_stamps()))
+    def look(self) -> None:
+        """Take in runs and parts that came or went. A trace that is not there yet is no error here."""
+        with suppress(SourceError):
+            self.through(lambda opened: opened.refresh())
 
-    def _run_stamps(self) -> Iterator[tuple[str, int, int]]:
-        runs = self.path / "runs"
-        for run in runs.iterdir() if runs.is_dir() else ():
-            manifest = run / "manifest.json"
-            if manifest.exists():
-                yield run.name, manifest.stat().st_mtime_ns, 0
-            elif run.is_dir():
-                parts = sum(each.name.startswith("part-") for each in run.iterdir())
-                yield run.name, int(time() / STATUS_SECONDS), parts
+    def state(self) -> int:
+        """Changes whenever a run or a part of a run appears, ends or goes; SourceError when there is no trace."""
+        return self.through(lambda opened: opened.state())
 
     def run(
         self,
@@ -136,11 +132,11 @@ class Source:
 
         A ValueError of `make` is a SourceError: what it read is broken.
         """
-        stamp = self.stamp()
+        state = self.state()
         with self._lock:
-            if stamp != self._stamp:
+            if state != self._state:
                 self._kept.clear()
-                self._stamp = stamp
+                self._state = state
             if name in self._kept:
                 self._kept.move_to_end(name)
                 return cast("Made", self._kept[name])
@@ -158,8 +154,9 @@ class Source:
 
     def through(self, make: Callable[[reader.Connection], Made]) -> Made:
         """What `make` returns of the open trace; whatever it cannot do is a SourceError."""
+        connection = self._connection()
         try:
-            return make(self._connection())
+            return make(connection)
         except (ValueError, OSError, duckdb.Error) as problem:
             raise SourceError(one_line(problem)) from problem
 
@@ -178,16 +175,24 @@ class Source:
                 if not self.path.exists():
                     raise SourceError(f"There is no trace at {self.path}.", capture_command(self.path))
                 try:
-                    self._open = reader.connect(self.path)
+                    self._open = reader.connect(self.path, follow=self._follow)
                 except (ValueError, OSError, duckdb.Error) as problem:
                     raise SourceError(f"{self.path} cannot be read: {one_line(problem)}") from problem
             return self._open
 
 
 def records(frame: Any) -> list[dict[str, Any]]:
-    """Rows of a frame as dictionaries fit for JSON: numpy scalars unpacked, NaN and NaT as None."""
-    plain = frame.astype(object).where(frame.notna(), None)
-    return [{name: _plain(value) for name, value in row.items()} for row in plain.to_dict("records")]
+    """Rows of a frame as dictionaries fit for JSON: numpy scalars unpacked, NaN, infinities and NaT as None."""
+    columns = [_listed(column) for _, column in frame.items()]
+    names = list(frame.columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _listed(column: Any) -> list[Any]:
+    values: list[Any] = column.tolist()
+    if column.dtype.kind in "biu":
+        return values
+    return [None if gone else _plain(value) for value, gone in zip(values, column.isna(), strict=True)]
 
 
 def _plain(value: Any) -> Any:

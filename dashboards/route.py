@@ -41,7 +41,13 @@ WORTH = ("application/json", "text/", "application/javascript", "image/svg")
 
 
 def register(server: Flask, source: Source) -> None:
-    """Add the routes to the application's server."""
+    """Add the routes to the application's server; every answer but code is of the trace as it is then."""
+
+    def look() -> None:
+        if not request.path.startswith(CODE):
+            source.look()
+
+    server.before_request(look)
 
     def view_reads() -> Response:
         return _answer(lambda selection: server.json.response(reads(source, selection)))

@@ -26,6 +26,7 @@ class LiveViews:
         self._seen: dict[Path, tuple[Any, ...]] = {}
         self._runs: dict[Path, Run] = {}
         self._shown: dict[str, str] | None = None  # run id: status
+        self.state = 0  # another number whenever the views change
         connection.execute("CREATE SCHEMA stored")
         self.refresh()
 
@@ -46,6 +47,7 @@ class LiveViews:
                         raise
                 else:
                     self._shown = statuses
+                    self.state = hash((*self._seen.items(), *statuses.items()))
                     return True
         return True
 

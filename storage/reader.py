@@ -30,10 +30,16 @@ __all__ = ["Connection", "Result", "SqlError", "connect"]
 
 
 class Connection:
-    """A trace, open for reading; any number of threads may use it. Captures are never locked out."""
+    """A trace, open for reading; any number of threads may use it. Captures are never locked out.
 
-    def __init__(self, path: Path, *, memory: str = MEMORY, threads: int | None = None) -> None:
+    Every query looks at the folder first; with `follow=False` only `refresh` does, and a query whose files have gone.
+    """
+
+    def __init__(
+        self, path: Path, *, memory: str = MEMORY, threads: int | None = None, follow: bool = True
+    ) -> None:
         self.path = path
+        self._follow = follow
         self.trace = Trace.open(path) if path.is_dir() else None
         self._views: LiveViews | None = None
         if self.trace is None:
@@ -56,7 +62,7 @@ class Connection:
         """Run one SELECT or EXPLAIN over the views as they are now; see `door.run_guarded`."""
         caps: dict[str, Any] = {"max_rows": max_rows, "max_bytes": max_bytes, "timeout": timeout}
         for attempt in range(ATTEMPTS):
-            changed = self.refresh()
+            changed = self._follow and self.refresh()
             try:
                 return run_guarded(self._duckdb, text, parameters, **caps)
             except duckdb.IOException as error:
@@ -65,8 +71,16 @@ class Connection:
         raise SqlError("the trace changes faster than it can be read")
 
     def refresh(self) -> bool:
-        """Take in runs and parts that came or went; every query does. Returns whether something changed."""
+        """Take in runs and parts that came or went. Returns whether something changed."""
         return self._views.refresh() if self._views else False
+
+    def state(self) -> int:
+        """A number that changes whenever what a query sees does; no number of another process."""
+        if self._views is None:
+            return self.path.stat().st_mtime_ns
+        if self._follow:
+            self._views.refresh()
+        return self._views.state
 
     def runs(self) -> list[Run]:
         """The runs, oldest first; none for a packed file (ask its `runs` table)."""
@@ -85,9 +99,11 @@ class Connection:
         self.close()
 
 
-def connect(path: str | Path, *, memory: str = MEMORY, threads: int | None = None) -> Connection:
-    """Open a trace folder, or a file made by `pack`, for reading.
+def connect(
+    path: str | Path, *, memory: str = MEMORY, threads: int | None = None, follow: bool = True
+) -> Connection:
+    """Open a trace folder, or a file made by `pack`, for reading; `follow`: see `Connection`.
 
     TraceError in one line if it is not a trace or of a newer schema.
     """
-    return Connection(Path(path), memory=memory, threads=threads)
+    return Connection(Path(path), memory=memory, threads=threads, follow=follow)

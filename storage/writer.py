@@ -27,7 +27,7 @@ from sparselens.storage.manifest import RunRecord, now
 from sparselens.storage.part import Part
 from sparselens.storage.rows import Coded
 from sparselens.storage.run_row import write_run_row
-from sparselens.storage.trace import Run, Trace, heartbeat_status, read_heartbeat, read_run
+from sparselens.storage.trace import Run, Trace, read_heartbeat, read_run
 
 __all__ = ["Coded", "Part", "RunWriter", "new_run_id"]
 
@@ -190,8 +190,3 @@ class RunWriter:
 def _write_heartbeat(folder: Path, owner: str, seconds: float, *, stopped: bool = False) -> None:
     beat = {"at": time.time(), "owner": owner, "stopped": stopped, "seconds": round(seconds, 3)}
     write_whole(folder / "heartbeat.json", json.dumps(beat).encode(), durable=False)
-
-
-def is_running(folder: Path) -> bool:
-    """Whether some process writes the run in this folder now."""
-    return heartbeat_status(read_heartbeat(folder)) == "running"

@@ -234,9 +234,7 @@ def means_over(rows: Tensor, values: Tensor, counted: Tensor | None = None) -> T
 
 def mean_over(rows: Tensor, values: Tensor) -> Tensor:
     """Return the mean of `values [heads, tokens]` over `rows` (bool, same shape) for each head; NaN over no rows."""
-    count = rows.sum(-1)
-    total = torch.where(rows, values, values.new_zeros(())).sum(-1, dtype=torch.float64)
-    return (total / count).float().where(count > 0, torch.nan)
+    return means_over(rows[None], values[None])[0, 0]
 
 
 def head_names(layer: int, heads: np.ndarray) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command that gives named heads back, and whether a page may start it: what a trace says is not trusted.
+"""Commands about named heads, and whether a page may start one: what a trace says is not trusted.
 
 A trace may come from anybody. Its model, policy and prompts are started from a page only where they are the package's
 own, by name: no file, no plan, no hub id can be smuggled in. Nothing here imports torch.
@@ -37,21 +37,12 @@ class Wish:
 
     def arguments(self, trace: Path | str) -> list[str]:
         """What follows `sparselens` on the command line."""
-        said = {
-            "heads": f"[{','.join(self.heads)}]",
-            "orders": "[given]",
-            "matched": "[given]",
-            "draws": str(DRAWS),
-            "check": "0",
-            "prompts": _written(self.prompts),
-            **({} if self.base == "dense" else {"base": _written(self.base)}),
-        }
-        call = f"restore({','.join(f'{name}={value}' for name, value in said.items())})"
-        return ["analyse", call, "--model", self.model, "--policy", self.policy, "--trace", str(trace)]
+        asked = call("restore", self.heads, prompts=self.prompts, base=self.base, draws=str(DRAWS), check="0")
+        return ["analyse", asked, "--model", self.model, "--policy", self.policy, "--trace", str(trace)]
 
     def line(self, trace: Path | str) -> str:
-        """The command as one writes it in a shell."""
-        return shlex.join(["sparselens", *self.arguments(trace)])
+        """The command as one writes it in a shell; ValueError as `shell`."""
+        return shell(self.arguments(trace))
 
     def refused(self) -> str:
         """Why a page does not start it; empty where it may."""
@@ -71,9 +62,32 @@ class Wish:
         return next((f"its {name} {why}" for name, why in found.items() if why), "")
 
 
-def _written(call: str) -> str:
-    """A call as a value in another one: as it is, quoted where it is more than a call of words and numbers."""
-    return call if not foreign(call, {named(call), *policy_names()}) else repr(call)
+def call(name: str, heads: Sequence[str], *, prompts: str = "", base: str = "", **more: str) -> str:
+    """The call of an analysis of named heads (`restore`, `ablate`); without heads, of one about all (`attribution`).
+
+    `prompts` and `base` are calls themselves; an empty one, and a dense base, stay the analysis' own.
+    """
+    about = {"heads": f"[{','.join(heads)}]", "orders": "[given]", "matched": "[given]"} if heads else {}
+    on = {"prompts": written(prompts)} if prompts else {}
+    against = {"base": written(base)} if base and named(base) != "dense" else {}
+    said = {**about, **more, **on, **against}
+    return f"{name}({','.join(f'{key}={value}' for key, value in said.items())})"
+
+
+def shell(arguments: Sequence[str]) -> str:
+    """`sparselens` and its arguments as one writes them in a shell.
+
+    Raises ValueError where what a trace says holds control characters: pasted, they would be keys that are pressed.
+    """
+    line = shlex.join(["sparselens", *arguments])
+    if not line.isprintable():
+        raise ValueError("what this trace says of the run holds control characters: no command is made of it")
+    return line
+
+
+def written(value: str) -> str:
+    """A value of a call: as it is, quoted where it is more than a call of words and numbers, such as a path."""
+    return value if not foreign(value, {named(value), *policy_names()}) else repr(value)
 
 
 @cache

@@ -65,6 +65,29 @@ class Card:
     changes: tuple[dict[str, Any], ...]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What the cards of all features of one run share: the SAE, the run, the run whose drops are marked, its extent."""
+
+    sae: dict[str, Any]
+    run: dict[str, Any]
+    against: str
+    extent: dict[str, Any]
+
+
+def encoded(connection: Connection, *, sae: str = "", run: str = "", against: str = "") -> Encoded:
+    """Return the SAE whose hash begins with `sae` (the only one), in `run` (the first).
+
+    `against` is the compared run whose drops are marked (the run itself, else the newest compared with it). Raises
+    `ValueError` where the trace has no features, several SAEs or none that fits.
+    """
+    found = _sae(connection, sae)
+    one = _run(connection, found["sae"], run)
+    place = {"run": one["run_id"], "sae": found["sae"]}
+    other = find_run(connection, against)["run_id"] if against else _against(connection, place)
+    return Encoded(found, one, other, _ask(connection, "extent", place)[0])
+
+
 def card(
     connection: Connection,
     feature: int,
@@ -75,24 +98,23 @@ def card(
     top: int = 10,
     tokens: int = 10,
 ) -> Card:
-    """Return the card of a feature: of the SAE whose hash begins with `sae` (the only one), in `run` (the first).
+    """Return the card of a feature: `card_of` what `encoded` finds."""
+    there = encoded(connection, sae=sae, run=run, against=against)
+    return card_of(connection, there, feature, top=top, tokens=tokens)
 
-    `against` is the compared run whose drops are marked (the run itself, else the newest compared with it). `top`
-    examples and `tokens` token texts are given. Raises `ValueError` where the trace has no features, several SAEs
-    or none that fits, and where the SAE has no such feature.
+
+def card_of(connection: Connection, there: Encoded, feature: int, *, top: int = 10, tokens: int = 10) -> Card:
+    """Return the card of a feature with `top` examples and `tokens` token texts.
+
+    Raises `ValueError` where the SAE has no such feature.
     """
-    found = _sae(connection, sae)
+    found, one = there.sae, there.run
     if not 0 <= feature < found["features"]:
         raise ValueError(f"the SAE {found['name']} has features 0 to {found['features'] - 1}, not {feature}")
-    one = _run(connection, found["sae"], run)
-    place = {"run": one["run_id"], "sae": found["sae"]}
-    given = place | {"feature": feature}
-    other = find_run(connection, against)["run_id"] if against else _against(connection, place)
-    extent = _ask(connection, "extent", place)[0]
+    given = {"run": one["run_id"], "sae": found["sae"], "feature": feature}
+    extent = there.extent
     activity = _ask(connection, "activity", given)[0]
-    heads = _ask(connection, "heads", given | {"against": other})
-    share = extent["unstored"] / extent["activation"] if extent["activation"] else 0.0
-    examples = _examples(connection, given | {"against": other, "top": top})
+    heads = _ask(connection, "heads", given | {"against": there.against})
     return Card(
         found["sae"],
         found["name"],
@@ -101,13 +123,13 @@ def card(
         feature,
         one["name"],
         one["policy"],
-        other,
+        there.against,
         extent["n_tokens"],
         activity["n_active"],
-        share,
+        extent["unstored"] / extent["activation"] if extent["activation"] else 0.0,
         activity["mean"] or 0.0,
         activity["largest"] or 0.0,
-        examples,
+        _examples(connection, given | {"against": there.against, "top": top}),
         tuple(_ask(connection, "tokens", given | {"top": tokens})),
         tuple({name: row[name] for name in ("head", "value", "dropped")} for row in heads),
         heads[0]["n_told"] if heads else 0,
@@ -160,13 +182,9 @@ def _against(connection: Connection, place: dict[str, Any]) -> str:
 def _examples(connection: Connection, given: dict[str, Any]) -> tuple[Example, ...]:
     """Return the strongest tokens; their contexts and their sources are asked for at once."""
     around = {name: value for name, value in given.items() if name != "against"}
-    texts = _by_place(_ask(connection, "contexts", around | {"before": AROUND, "after": AFTER}))
+    texts = _by_place(_ask(connection, "examples", around | {"before": AROUND, "after": AFTER}))
     sources = _by_place(_ask(connection, "sources", given))
-    return tuple(
-        _example(row, texts.get(place, []), sources.get(place, []))
-        for row in _ask(connection, "examples", around)
-        for place in [(row["prompt_id"], row["pos"])]
-    )
+    return tuple(_example(*place, rows, sources.get(place, [])) for place, rows in texts.items())
 
 
 def _by_place(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
@@ -177,13 +195,12 @@ def _by_place(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str
     return found
 
 
-def _example(row: dict[str, Any], around: list[dict[str, Any]], sources: list[dict[str, Any]]) -> Example:
-    pos = row["pos"]
+def _example(prompt: str, pos: int, around: list[dict[str, Any]], sources: list[dict[str, Any]]) -> Example:
     return Example(
-        row["prompt_id"],
-        row["name"],
+        prompt,
+        around[0]["name"],
         pos,
-        row["activation"],
+        around[0]["activation"],
         "".join(each["text"] for each in around if each["pos"] < pos),
         "".join(each["text"] for each in around if each["pos"] == pos),
         "".join(each["text"] for each in around if each["pos"] > pos),

@@ -20,19 +20,13 @@ SELECT count(*)::BIGINT AS n_active, avg(activation) AS mean, max(activation) AS
 FROM features WHERE run_id = $run AND sae = $sae AND feature = $feature;
 
 -- name: examples
-SELECT f.prompt_id, p.name, f.pos, f.activation
-FROM features f JOIN prompts p USING (prompt_id)
-WHERE f.run_id = $run AND f.sae = $sae AND f.feature = $feature
-ORDER BY f.activation DESC, f.prompt_id, f.pos LIMIT $top;
-
--- name: contexts
 WITH places AS (
-  SELECT prompt_id, pos FROM features WHERE run_id = $run AND sae = $sae AND feature = $feature
+  SELECT prompt_id, pos, activation FROM features WHERE run_id = $run AND sae = $sae AND feature = $feature
   ORDER BY activation DESC, prompt_id, pos LIMIT $top)
-SELECT e.prompt_id, e.pos AS example, t.pos, coalesce(t.text, '⟨id ' || t.token_id || '⟩') AS text
-FROM places e JOIN tokens t ON t.prompt_id = e.prompt_id
+SELECT e.prompt_id, p.name, e.pos AS example, e.activation, t.pos, coalesce(t.text, '⟨id ' || t.token_id || '⟩') AS text
+FROM places e JOIN prompts p ON p.prompt_id = e.prompt_id JOIN tokens t ON t.prompt_id = e.prompt_id
   AND t.pos BETWEEN e.pos::BIGINT - $before AND e.pos::BIGINT + $after
-ORDER BY e.prompt_id, e.pos, t.pos;
+ORDER BY e.activation DESC, e.prompt_id, e.pos, t.pos;
 
 -- name: sources
 WITH places AS (

@@ -101,6 +101,15 @@
   };
 
   // ---- who reads whom ------------------------------------------------------------------------------
+  async function fetched(asked) {
+    try {
+      const answer = await fetch("/view/reads?" + asked);
+      return answer.ok ? await answer.json() : { problem: await answer.text(), keys: [] };
+    } catch (unreached) {
+      shown.cache.delete(asked);
+      throw unreached;
+    }
+  }
   lens.read = async function (q) {
     if (q === null || q === undefined || !shown.data) return;
     const params = new URLSearchParams(location.search);
@@ -109,12 +118,12 @@
     const asked = params.toString();
     shown.asked = asked;
     if (!shown.cache.has(asked)) {
-      const answer = await fetch("/view/reads?" + asked);
       if (shown.cache.size > 400) shown.cache.clear();
-      shown.cache.set(asked, answer.ok ? await answer.json() : { problem: await answer.text(), keys: [] });
+      shown.cache.set(asked, fetched(asked));
     }
+    const reads = await shown.cache.get(asked);
     if (shown.asked !== asked) return;
-    shown.reads = shown.cache.get(asked);
+    shown.reads = reads;
     lens.shadeReads();
   };
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sparselens.dashboards.choice import SCOPES
 from sparselens.dashboards.compare.brush import MEANINGS, active, brushed, words
 from sparselens.dashboards.compare.grid import HEADS
 from sparselens.dashboards.metric import DIFF_METRICS, meaning
@@ -70,8 +69,3 @@ def offered(source: Source, selection: Selection) -> list[dict[str, Any]]:
         }
         for name in DIFF_METRICS
     ]
-
-
-def scope_words(scope: str) -> str:
-    """What a scope compares."""
-    return f"{scope}: {SCOPES[scope]}" if scope in SCOPES else ""

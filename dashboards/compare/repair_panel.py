@@ -7,7 +7,6 @@ from typing import Any
 
 from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 
-from sparselens.analyses.cause.command import Wish
 from sparselens.dashboards.access import from_own_page
 from sparselens.dashboards.choice import SHAPE
 from sparselens.dashboards.compare.repair import highest, repair_figure, repairs
@@ -20,7 +19,6 @@ from sparselens.dashboards.selection import Selection
 PICK_FIELDS = part("a", "b", "prompt", "over", "scope", "rows", "brush", "picked")
 SEEN = "These heads were ranked on the very prompts that they are tried on, so they do better here than on others."
 CLI = (sys.executable, "-P", "-m", "sparselens.workbench.cli")
-ODD = "What this trace says of the run holds control characters: no command is made of it."
 SELECTED = "the selection is empty: choose two runs"
 
 
@@ -81,10 +79,10 @@ def _picked(selection: Selection, ranked: list[str]) -> Any:
     return [html.Div([*tops, clear], className="controls"), html.Div(some, className="picked")]
 
 
-def _command(asked: Wish, why: str, path: Any) -> list[Any]:
+def _command(line: str, why: str) -> list[Any]:
     """The command to copy, and why the server does not start it, where it does not."""
     copy = html.Button("Copy the command", type="button", className="action", **{"data-copy": "pick-line"})
-    lines = [html.Pre(asked.line(path), className="command", id="pick-line"), copy]
+    lines = [html.Pre(line, className="command", id="pick-line"), copy]
     if why:
         words = f"This server does not start it: {why}. If you trust this trace, run the command yourself."
         lines.append(html.P(words, className="note said"))
@@ -98,9 +96,11 @@ def _choice(source: Source, selection: Selection) -> tuple[Any, Any, Any, bool]:
     picked = _picked(selection, top_heads(source, selection))
     if not asked.heads:
         return picked, None, None, True
-    if not asked.line(source.path).isprintable():
-        return picked, message(ODD), None, True
-    return picked, _command(asked, why, source.path), "" if why else f"{price}.", bool(why)
+    try:
+        line = asked.line(source.path)
+    except ValueError as odd:
+        return picked, message(f"{str(odd).capitalize()}."), None, True
+    return picked, _command(line, why), "" if why else f"{price}.", bool(why)
 
 
 def register_repair(app: Dash, source: Source) -> None:

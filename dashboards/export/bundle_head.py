@@ -17,7 +17,7 @@ from sparselens.dashboards.export.draw_text import visible
 from sparselens.dashboards.export.figure import Figure
 from sparselens.dashboards.export.svg import document
 from sparselens.dashboards.head.heatmap import Drawn, maps
-from sparselens.dashboards.head.number import DAMAGE, ROWS_KEPT, SCORES, TABLE
+from sparselens.dashboards.head.number import DAMAGE, SCORES, statistics
 from sparselens.dashboards.head.panel import SINKS
 from sparselens.dashboards.metric import meaning
 from sparselens.dashboards.query import Source
@@ -149,9 +149,7 @@ def _chip(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def _statistics(source: Source, selection: Selection) -> tuple[list[dict[str, Any]], str]:
-    kept = [row["rows"] for row in source.records(ROWS_KEPT, **_at(selection))]
-    over = selection.rows if selection.rows in kept else "all"
-    rows = source.records(TABLE, over_rows=over, **_at(selection))
+    over, rows = statistics(source, selection.rows, _at(selection))
     known = [row for row in rows if row["a"] is not None or row["b"] is not None]
     return [{**row, "meaning": meaning("head_stats", row["statistic"])} for row in known], over
 

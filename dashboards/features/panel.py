@@ -6,7 +6,7 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
-from sparselens.analyses.features.card import Card, card
+from sparselens.analyses.features.card import Card, card_of, encoded
 from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.features.feature import (
@@ -136,11 +136,14 @@ def cards(source: Source, selection: Selection) -> tuple[Card, Card | None]:
     sae, feature = selection.sae, selection.feature or 0
 
     def of(run: str) -> Card:
+        name = f"{sae} {run} {selection.b}"
+        there = source.kept(
+            f"encoded {name}",
+            lambda: source.through(lambda opened: encoded(opened, sae=sae, run=run, against=selection.b)),
+        )
         return source.kept(
-            f"card {sae} {feature} {run} {selection.b}",
-            lambda: source.through(
-                lambda opened: card(opened, feature, sae=sae, run=run, against=selection.b, top=6, tokens=10)
-            ),
+            f"card {feature} {name}",
+            lambda: source.through(lambda opened: card_of(opened, there, feature, top=6, tokens=10)),
         )
 
     return of(selection.a), of(selection.b) if selection.b else None

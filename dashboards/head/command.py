@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from dash import Dash, Input, html
 
+from sparselens.analyses.cause.command import call, shell
 from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.page import chosen, message, panel, part, problem
 from sparselens.dashboards.query import Source, SourceError
@@ -37,7 +37,7 @@ def commands(source: Source, selection: Selection) -> dict[str, str]:
     """The command of each test in a shell's spelling, by analysis; a base that dropped nothing has no restore.
 
     Raises:
-        SourceError: the runs do not say which model they ran.
+        SourceError: the runs do not say which model they ran, or what they say holds control characters.
 
     """
     runs = {row["run_id"]: row for row in source.records(RUNS, a=selection.a, b=selection.b or None)}
@@ -48,30 +48,18 @@ def commands(source: Source, selection: Selection) -> dict[str, str]:
         )
     base = runs.get(selection.a, {}).get("policy") or "dense"
     sets = source.records(SETS, run=run["run_id"])
-    on = {"prompts": written(sets[0]["name"])} if sets else {}
-    heads = {"heads": f"[{selection.head_name}]", "orders": "[given]", "matched": "[given]"}
-    against = {} if base.partition("(")[0] == "dense" else {"base": written(base)}
+    prompts, heads = sets[0]["name"] if sets else "", [selection.head_name]
     given = {
-        "restore": {**heads, "check": "0", **on, **against},
-        "ablate": {**heads, **on, **against},
-        "attribution": on,
+        "restore": call("restore", heads, prompts=prompts, base=base, check="0"),
+        "ablate": call("ablate", heads, prompts=prompts, base=base),
+        "attribution": call("attribution", [], prompts=prompts),
     }
     if run["policy"] == base:
         del given["restore"]
-    return {
-        name: shlex.join(["sparselens", "analyse", _call(name, parameters), *_options(source, run)])
-        for name, parameters in given.items()
-    }
-
-
-def written(value: str) -> str:
-    """A value as an analysis call has it: a call or a word as it is, anything else, such as a path, in quotes."""
-    plain = value.partition("(")[0]
-    return value if plain.isidentifier() and (plain == value or value.endswith(")")) else repr(value)
-
-
-def _call(name: str, parameters: dict[str, str]) -> str:
-    return f"{name}({','.join(f'{key}={value}' for key, value in parameters.items())})"
+    try:
+        return {name: shell(["analyse", asked, *_options(source, run)]) for name, asked in given.items()}
+    except ValueError as problem:
+        raise SourceError(f"{str(problem).capitalize()}.") from problem
 
 
 def _options(source: Source, run: dict[str, Any]) -> list[str]:

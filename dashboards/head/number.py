@@ -24,11 +24,6 @@ FROM s WHERE rows = $over_rows
 TABLE = f"WITH s AS ({STATISTICS}) {{}} ORDER BY place".format(
     " UNION ALL ".join(SIDES.format(place=place, name=name) for place, name in enumerate(STATS))
 )
-ROWS_KEPT = """
-SELECT rows, max(n_rows) AS n_rows FROM head_stats
-WHERE run_id IN ($a, $b) AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
-GROUP BY rows
-"""
 SCORES = f"""
 WITH newest AS (
   SELECT *, {VARIANT} AS variant, json_extract_string(params, '$.fold') AS fold FROM head_scores
@@ -78,6 +73,17 @@ ROLES = {
     "dormant": f"gives the first token more than {DORMANT:g} on prose and on code (Guo et al., arXiv 2410.13835)",
     "active–dormant": f"mass on the first token differs by more than {APART:g} between prose and code",
 }
+
+
+def statistics(source: Source, rows: str, at: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """The statistics of a head in A and B, and over which rows they are: as asked where they are stored, else all.
+
+    `at` has `a`, `b`, `prompt`, `layer` and `head`.
+    """
+    found = source.records(TABLE, over_rows=rows, **at)
+    if rows != "all" and all(row["n_rows"] is None for row in found):
+        return statistics(source, "all", at)
+    return rows, found
 
 
 def defined(name: str, *definition: str) -> Any:

@@ -12,11 +12,11 @@ from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.head.number import (
     DAMAGE,
     SCORES,
-    TABLE,
     damage_figure,
     head_roles,
     role_chips,
     scores_figure,
+    statistics,
     statistics_figure,
 )
 from sparselens.dashboards.heads.score import rows_there
@@ -108,9 +108,7 @@ def _roles(source: Source, selection: Selection) -> list[Any]:
 
 def _numbers(source: Source, selection: Selection) -> tuple[list[Any], list[Any] | None]:
     at = {name: getattr(selection, name) for name in ("a", "b", "prompt", "layer", "head")}
-    rows, found = selection.rows, source.records(TABLE, over_rows=selection.rows, **at)
-    if all(row["n_rows"] is None for row in found):
-        rows, found = "all", source.records(TABLE, over_rows="all", **at)
+    rows, found = statistics(source, selection.rows, at)
     damage = source.records(DAMAGE, **at)
     n = next((f", {row['n_rows']:.0f} queries" for row in found if row["n_rows"] is not None), "")
     caption = html.P(f"Means over the rows {rows} of this prompt{n}.", className="note")

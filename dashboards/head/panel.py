@@ -6,6 +6,7 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 
+from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.head.heatmap import how, map_figures, maps
 from sparselens.dashboards.head.weigh import DEFINITION, NOT_IMPORTANCE
@@ -32,7 +33,7 @@ def map_panel() -> Any:
     """The maps before anything is drawn in them."""
     return panel(
         "Map",
-        html.Div(id="maps", className="maps"),
+        place("maps", className="maps"),
         html.P(id="map-readout", className="readout", **{"aria-live": "polite"}),
         html.P(id="map-how", className="note"),
         tools=[
@@ -111,17 +112,17 @@ def register_maps(app: Dash, source: Source) -> None:
             return None, None
         at = {name: getattr(selection, name) for name in ("a", "b", "prompt", "layer", "head")}
         try:
-            drawn = maps(source, selection)
+            found = maps(source, selection)
             masses = {row["run_id"]: row["sink_mass"] for row in source.records(SINKS, **at)}
-        except SourceError as found:
-            return problem(found), None
+        except SourceError as trouble:
+            return tree(problem(trouble)), None
         sinks = {"a": masses.get(selection.a), "b": masses.get(selection.b)}
         hidden = " Key 0's column is hidden, its mass is printed." if selection.hide == "1" else ""
-        words = how(next(iter(drawn.values())).cells, selection.weigh)
-        return map_figures(drawn, selection, sinks, settled["seen"]), words + hidden
+        words = how(next(iter(found.values())).cells, selection.weigh)
+        return tree(map_figures(found, selection, sinks, settled["seen"])), words + hidden
 
     app.callback(
-        Output("maps", "children"),
+        drawn("maps"),
         Output("map-how", "children"),
         Input(MAP_FIELDS, "data"),
         State("selection", "data"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sparselens.dashboards.query import Source, SourceError
@@ -28,8 +29,10 @@ SELECT pool, size, data FROM pooled_maps
 WHERE run_id = $run AND prompt_id = $prompt AND pattern = 'executed' AND layer = $layer AND head = $head
 """
 VECTORS = """
-SELECT pos, vector FROM activations
-WHERE run_id = $run AND prompt_id = $prompt AND hook = $hook AND layer = $layer AND head = $head ORDER BY pos
+SELECT hook, pos, vector FROM activations
+WHERE run_id = $run AND prompt_id = $prompt AND layer = $layer
+  AND (hook = $query AND head = $head OR hook = $key AND head = $key_head)
+ORDER BY hook, pos
 """
 KEY_HEADS = """
 SELECT count(DISTINCT head) AS n FROM activations
@@ -186,32 +189,36 @@ def _scores(source: Source, run: str, layer: int | None) -> dict[str, Any]:
 
 def _vectors(source: Source, head: dict[str, Any], queries: Window) -> tuple[Floats, Floats]:
     """The head's queries `[queries, dim]` and its keys up to the last of them `[keys, dim]`."""
-    query = _kept_vectors(source, {**head, "hook": _hook(head["layer"], "q")})
+    query, key = source.kept(f"vectors {head}", lambda: _kept_vectors(source, head))
     if len(query) < queries.stop:
         raise SourceError("Exact cells need q and k: capture with --keep qk.")
-    hook = _hook(head["layer"], "k")
-    key_heads = source.first(
-        KEY_HEADS, run=head["run"], prompt=head["prompt"], layer=head["layer"], hook=hook
-    )["n"]
-    heads = source.first(HEADS, run=head["run"], prompt=head["prompt"])["n"]
-    if not key_heads or not heads or heads % key_heads:
-        raise SourceError("Exact cells need the keys of every key-value head: capture with --keep qk.")
-    key = _kept_vectors(source, {**head, "hook": hook, "head": head["head"] // (heads // key_heads)})
     if len(key) < queries.stop:
-        raise SourceError("Exact cells need the keys of every position: capture with --keep qk.")
+        raise SourceError(
+            "Exact cells need the keys of every key-value head and position: capture with --keep qk."
+        )
     return query[queries.start : queries.stop].astype(np.float64), key[: queries.stop].astype(np.float64)
 
 
-def _kept_vectors(source: Source, at: dict[str, Any]) -> NDArray[np.float32]:
-    """All vectors of one hook and head by position, `[positions, dim]`; empty unless every position is there."""
+def _kept_vectors(source: Source, head: dict[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """All queries of a head and all keys that it reads, `[positions, dim]`; empty unless every position is there."""
+    hooks = {"query": _hook(head["layer"], "q"), "key": _hook(head["layer"], "k")}
+    place = {"run": head["run"], "prompt": head["prompt"]}
+    key_heads = source.first(KEY_HEADS, layer=head["layer"], hook=hooks["key"], **place).get("n")
+    heads = source.first(HEADS, **place).get("n")
+    if not key_heads or not heads or heads % key_heads:
+        return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
+    key_head = head["head"] // (heads // key_heads)
+    rows = source.run(VECTORS, {**head, **hooks, "key_head": key_head}).arrow()
+    query, key = (_stacked(rows.filter(pc.field("hook") == hook)) for hook in hooks.values())
+    return query, key
 
-    def stacked() -> NDArray[np.float32]:
-        found = source.run(VECTORS, at).df()
-        if found.empty or found["pos"].iloc[-1] != len(found) - 1:
-            return np.empty((0, 0), np.float32)
-        return np.stack(found["vector"].to_list()).astype(np.float32)
 
-    return source.kept("vectors " + " ".join(str(value) for value in at.values()), stacked)
+def _stacked(rows: Any) -> NDArray[np.float32]:
+    """Vectors by position, `[positions, dim]`; empty unless every position is there."""
+    if not len(rows) or rows["pos"][-1].as_py() != len(rows) - 1:
+        return np.empty((0, 0), np.float32)
+    flat = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat, dtype=np.float32).reshape(len(rows), -1)
 
 
 def _check(source: Source, head: dict[str, Any], queries: Window, lse: Floats) -> None:

@@ -96,7 +96,7 @@ def register(app: Dash, source: Source) -> None:
     register_prompts(app, source)
     register_study(app, source)
     register_scores(app, source)
-    above = [Input("maps", "children"), *[Input({"tree": name}, "data") for name in ("mass", "statistics")]]
+    above = [Input({"tree": name}, "data") for name in ("maps", "mass", "statistics")]
     app.clientside_callback(ClientsideFunction("sparselens", "watch"), *above)
 
 

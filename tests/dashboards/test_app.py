@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -103,6 +104,30 @@ def test_a_bad_address_gets_one_line_and_400(client, path: str) -> None:  # type
     assert answer.mimetype == "text/plain"
     assert b"\n" not in answer.data
     assert b"Traceback" not in answer.data
+
+
+def test_what_ends_between_two_answers_is_seen_by_the_second(tmp_path: Path) -> None:
+    from sparselens.storage.writer import RunWriter
+
+    outputs = [{"id": "selection", "property": "data"}, {"id": "notices", "property": "children"}]
+    given = [
+        {"id": "url", "property": "pathname", "value": "/runs"},
+        {"id": "url", "property": "search", "value": ""},
+    ]
+    asked = {"output": "..selection.data...notices.children..", "outputs": outputs, "inputs": given}
+    client = app.create_app(tmp_path / "t").server.test_client()
+
+    def seen() -> str | None:
+        found: dict[str, Any] = client.post("/_dash-update-component", json=asked).get_json()["response"]
+        return (found["selection"]["data"] or {}).get("seen")
+
+    assert seen() is None
+    RunWriter.start(tmp_path / "t", "run-1", {"policy": "dense()"}).finish({})
+    first = seen()
+    assert first is not None
+    assert seen() == first
+    RunWriter.start(tmp_path / "t", "run-2", {"policy": "a_shape(window=2)"}).finish({})
+    assert seen() not in (None, first)
 
 
 def test_csv_has_the_rows_and_no_formulas(client) -> None:  # type: ignore[no-untyped-def]

@@ -14,14 +14,16 @@ import pytest
 from head_trace import BASE, ERRORS, POLICY, PROMPTS, RUN
 
 from sparselens.analyses.analysis import parse
-from sparselens.dashboards.head.command import commands, written
+from sparselens.analyses.cause.command import written
+from sparselens.dashboards.head.command import commands
 from sparselens.dashboards.head.number import SCORES, head_roles, role_chips, scores_figure
 from sparselens.dashboards.head.prompt import PROMPTS as BEST
 from sparselens.dashboards.head.prompt import prompts_figure
 from sparselens.dashboards.head.studied import MARK, marked, of_pair, ranks_figure, sets
-from sparselens.dashboards.query import Source
+from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.retrieval.study import TRIALS
 from sparselens.dashboards.selection import Selection
+from sparselens.storage.writer import RunWriter
 
 HAND = Selection(a=BASE, b=RUN, prompt="prompt-00", layer=0, head=0)
 
@@ -126,6 +128,15 @@ def test_what_is_no_call_is_quoted_for_the_parser() -> None:
     for text in ("my prompts (1).jsonl", "a,b.jsonl", "it's.jsonl", "needles(n=4)", "dense"):
         _, arguments = parse(f"attribution(prompts={written(text)})")
         assert arguments["prompts"] == text
+
+
+def test_control_characters_of_a_trace_do_not_get_into_a_command(tmp_path: Path) -> None:
+    """Pasted into a terminal, they could end the paste and type something else."""
+    for run_id, policy in ((BASE, "dense"), (RUN, "a_shape(window=2)\x1b[201~rm x\n")):
+        RunWriter.start(tmp_path / "t", run_id, {"policy": policy, "model": "invented"}).finish({})
+    with pytest.raises(SourceError, match="holds control characters: no command"):
+        commands(Source(tmp_path / "t"), HAND)
+    assert commands(Source(tmp_path / "t"), Selection(a=BASE, layer=0, head=0))
 
 
 @pytest.mark.browser

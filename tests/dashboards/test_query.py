@@ -93,6 +93,43 @@ def test_a_run_that_appears_is_seen_without_a_new_source(tmp_path: Path) -> None
     assert len(source.records("SELECT run_id FROM runs")) == 2
 
 
+def test_an_answer_is_of_one_state_and_the_next_look_sees_more(tmp_path: Path) -> None:
+    from sparselens.storage.writer import RunWriter
+
+    path = tmp_path / "live"
+    RunWriter.start(path, "first", {"policy": "dense()"}).finish({})
+    source = Source(path, follow=False)
+    assert len(source.records("SELECT run_id FROM runs")) == 1
+    before = source.state()
+    RunWriter.start(path, "second", {"policy": "dense()"}).finish({})
+    assert len(source.records("SELECT run_id, name FROM runs")) == 1
+    assert source.state() == before
+    source.look()
+    assert len(source.records("SELECT run_id FROM runs")) == 2
+    assert source.state() != before
+    shutil.rmtree(path / "runs" / "second")
+    source.look()
+    assert len(source.records("SELECT run_id FROM runs")) == 1
+
+
+def test_parts_that_are_merged_away_are_read_where_they_went(tmp_path: Path) -> None:
+    """A capture that ends puts its parts into one; what was looked at before names files that are gone."""
+    from sparselens.storage.writer import RunWriter
+
+    run = RunWriter.start(tmp_path / "t", "one", {"policy": "dense()"})
+    for number in range(3):
+        with run.part([f"p{number}"]) as part:
+            part.add("prompts", {"name": f"{number}", "prompt_set": "x", "grp": "", "n_tokens": 1})
+    source = Source(tmp_path / "t", follow=False)
+    assert source.first("SELECT count(*) AS n FROM prompts") == {"n": 3}
+    run.finish({})
+    assert source.first("SELECT count(*) AS n, min(name) AS least FROM prompts") == {"n": 3, "least": "0"}
+
+
+def test_a_missing_trace_is_no_error_to_look_at(tmp_path: Path) -> None:
+    Source(tmp_path / "none", follow=False).look()
+
+
 def test_a_broken_shard_is_one_line(trace: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(trace, tmp_path / "broken")
     for shard in copy.glob("runs/run-2-*/*/edges.parquet"):
