@@ -21,6 +21,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from sparselens.dashboards import access, route, shell
 from sparselens.dashboards.choice import Settled, lists, settle
 from sparselens.dashboards.page import PAIR, Page, chosen, message, pages
+from sparselens.dashboards.picker import choices
 from sparselens.dashboards.query import Source, SourceError, one_line
 from sparselens.dashboards.selection import Selection
 
@@ -102,14 +103,13 @@ def _register(app: Dash, source: Source, found: list[Page]) -> None:
         return shell.options(runs, prompts)
 
     fields = ("a", "b", "prompt")
-    app.callback(*[Output({"choose": field}, "data") for field in fields], Input(PAIR, "data"))(fill_lists)
+    app.callback(*[choices(field) for field in fields], Input(PAIR, "data"))(fill_lists)
     app.clientside_callback(ClientsideFunction("sparselens", "shown"), Input("page", "children"))
     app.clientside_callback(
         ClientsideFunction("sparselens", "follow"),
-        Output({"choose": ALL}, "value"),
         Input("selection", "data"),
-        State({"choose": ALL}, "id"),
-        State({"choose": ALL}, "value"),
+        Input({"list": ALL}, "data"),
+        State({"list": ALL}, "id"),
     )
     app.clientside_callback(ClientsideFunction("sparselens", "settle"), Input("selection", "data"))
     app.clientside_callback(
@@ -121,13 +121,6 @@ def _register(app: Dash, source: Source, found: list[Page]) -> None:
     )
     app.clientside_callback(
         ClientsideFunction("sparselens", "trees"), Input({"tree": ALL}, "data"), State({"tree": ALL}, "id")
-    )
-    app.clientside_callback(
-        ClientsideFunction("sparselens", "choose"),
-        Input({"choose": ALL}, "value"),
-        State({"choose": ALL}, "id"),
-        State("selection", "data"),
-        prevent_initial_call=True,
     )
 
 

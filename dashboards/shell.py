@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import dash_mantine_components as dmc
 from dash import dcc, html
 
 from sparselens.dashboards.colour import variables
 from sparselens.dashboards.page import PAIR, Page, message, parts
+from sparselens.dashboards.picker import picker
 
 KEYS = (
     ("← ↑ → ↓", "move to the neighbouring head"),
@@ -20,29 +20,22 @@ KEYS = (
     ("?", "this list"),
 )
 INDEX = """<!DOCTYPE html>
-<html lang="en" data-mantine-color-scheme="light">
+<html lang="en" data-theme="light">
 <head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/favicon.svg">
 {%css%}<style>PALETTE</style></head>
 <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
 </html>"""
-THEME = {
-    "primaryColor": "indigo",
-    "fontFamily": "var(--sans)",
-    "fontFamilyMonospace": "var(--mono)",
-    "defaultRadius": "sm",
-    "fontSizes": {"sm": "13px", "xs": "12px"},
-}
 
 
 def index() -> str:
     """The HTML document: nothing from elsewhere, colours of both themes as variables."""
-    palette = f":root{{{variables('light')}}}[data-mantine-color-scheme=dark]{{{variables('dark')}}}"
+    palette = f":root{{{variables('light')}}}[data-theme=dark]{{{variables('dark')}}}"
     return INDEX.replace("PALETTE", palette)
 
 
 def shell(trace: Path, pages: list[Page]) -> Any:
     """The layout every page lives in."""
-    return dmc.MantineProvider(
+    return html.Div(
         [
             dcc.Location(id="url", refresh=False),
             dcc.Store(id="selection"),
@@ -55,8 +48,7 @@ def shell(trace: Path, pages: list[Page]) -> Any:
             _help(),
             html.Div(id="tip", hidden=True, role="tooltip"),
             html.Div(id="status", role="status"),
-        ],
-        theme=THEME,
+        ]
     )
 
 
@@ -99,31 +91,6 @@ def _context() -> Any:
         className="context",
         role="group",
         **{"aria-label": "What is compared"},
-    )
-
-
-def picker(field: str, label: str, description: str, *, wide: bool = False) -> Any:
-    """A searchable list that sets one field of the selection."""
-    return html.Label(
-        [
-            html.Span(label, className="badge" if len(label) == 1 else "label"),
-            dmc.Select(
-                id={"choose": field},
-                data=[],
-                value=None,
-                searchable=True,
-                allowDeselect=False,
-                size="xs",
-                maxDropdownHeight=420,
-                limit=300,
-                className="wide" if wide else "narrow",
-                nothingFoundMessage="nothing by that name",
-                comboboxProps={"shadow": "md"},
-                **{"aria-label": description},
-            ),
-        ],
-        className="picker",
-        title=description,
     )
 
 

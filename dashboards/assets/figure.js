@@ -98,7 +98,7 @@
     else {
       const params = new URLSearchParams(location.search);
       params.delete("sql");
-      const theme = document.documentElement.dataset.mantineColorScheme === "dark" ? "dark" : "light";
+      const theme = document.documentElement.dataset.theme === "dark" ? "dark" : "light";
       download("/view/figure/" + kind + "." + form + "?" + params.toString() + "&theme=" + theme, "");
     }
   });

@@ -126,11 +126,5 @@
       lens.drawMatrix(data);
       return window.dash_clientside.no_update;
     },
-    chooseRuns: function (values, options) {
-      const known = new Set((options || []).map((option) => option.value));
-      const listed = (lens.get("runs") || "").split(",").filter((name) => known.has(name));
-      if (values && values.join(",") !== listed.join(",")) lens.go({ runs: values.join(",") });
-      return window.dash_clientside.no_update;
-    },
   });
 })();

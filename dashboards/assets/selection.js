@@ -62,6 +62,24 @@
     } else lens.go(target.dataset.go ? JSON.parse(target.dataset.go) : {}, target.dataset.page);
   });
 
+  // ---- lists of which one entry is chosen --------------------------------------------------------------
+  let settled = {};
+  const shown = new WeakMap(); // the entries of each list
+  function fill(list, entries) {
+    if (!list || !entries || shown.get(list) === entries) return;
+    shown.set(list, entries);
+    list.replaceChildren(...entries.map((entry) => Object.assign(new Option(entry.label ?? entry, entry.value ?? entry), { disabled: Boolean(entry.disabled) })));
+  }
+  document.addEventListener("change", function (event) {
+    const field = event.target.dataset.choose;
+    if (!field) return;
+    const changes = { [field]: event.target.value };
+    if (field === "prompt") Object.assign(changes, { q: null, qs: null, ks: null, brush: null });
+    if (field === "rows") changes.brush = null;
+    if (["task", "a", "b"].includes(field)) Object.assign(changes, { circuit_a: null, circuit_b: null, edge: null });
+    lens.go(changes);
+  });
+
   lens.say = function (text) {
     const status = document.getElementById("status");
     if (!status) return;
@@ -129,17 +147,17 @@
     if (chosen) localStorage.setItem("sparselens-theme", chosen);
     const theme = localStorage.getItem("sparselens-theme") || (wish.matches ? "dark" : "light");
     const root = document.documentElement;
-    if (root.dataset.mantineColorScheme !== theme) root.dataset.mantineColorScheme = theme;
+    if (root.dataset.theme !== theme) root.dataset.theme = theme;
     if (root.dataset.agThemeMode !== theme) root.dataset.agThemeMode = theme;
   };
   lens.theme();
   wish.addEventListener("change", () => lens.theme());
   new MutationObserver(() => lens.theme()).observe(document.documentElement, {
-    attributes: true, attributeFilter: ["data-mantine-color-scheme"],
+    attributes: true, attributeFilter: ["data-theme"],
   });
   document.addEventListener("click", function (event) {
     const action = event.target.closest("[data-action]")?.dataset.action;
-    if (action === "theme") lens.theme(document.documentElement.dataset.mantineColorScheme === "dark" ? "light" : "dark");
+    if (action === "theme") lens.theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
     if (action === "copy") lens.copyLink();
     if (action === "swap") lens.swap();
     if (action === "help") lens.help();
@@ -179,22 +197,13 @@
         return same ? skip() : { part, seen: selection.seen };
       });
     },
-    // The pickers show what is settled.
-    follow: (selection, ids, values) => ids.map(function (id, i) {
-      const value = selection ? (selection.values[id.choose] ?? null) : null;
-      return value === (values[i] ?? null) ? skip() : value;
-    }),
-    choose: function (values, ids, selection) {
-      const changes = {};
-      ids.forEach(function (id, i) {
-        const settled = selection && selection.values[id.choose];
-        if (values[i] !== null && values[i] !== undefined && settled && values[i] !== settled) changes[id.choose] = values[i];
-      });
-      if (Object.keys(changes).length) {
-        if (changes.prompt) Object.assign(changes, { q: null, qs: null, ks: null, brush: null });
-        if (changes.rows) changes.brush = null;
-        if (changes.task || changes.a || changes.b) Object.assign(changes, { circuit_a: null, circuit_b: null, edge: null });
-        lens.go(changes);
+    // The lists get their entries and show what is settled.
+    follow: function (selection, lists, ids) {
+      ids.forEach((id, i) => fill(document.querySelector('select[data-choose="' + id.list + '"]'), lists[i]));
+      if (selection) settled = selection.values;
+      for (const list of document.querySelectorAll("select[data-choose]")) {
+        const value = settled[list.dataset.choose];
+        if ((value || shown.has(list)) && list.value !== value) list.value = value ?? "";
       }
       return skip();
     },

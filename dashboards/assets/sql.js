@@ -183,13 +183,5 @@
       if (grid) when("grid", () => lens.drawGrid(grid));
       return skip();
     },
-    column: function (values, ids) {
-      const changes = {};
-      ids.forEach((id, i) => values[i] && (changes[id.column] = values[i]));
-      const fired = window.dash_clientside.callback_context.triggered.map((each) => JSON.parse(each.prop_id.split(".")[0]).column);
-      for (const name of Object.keys(changes)) if (!fired.includes(name) || lens.get(name) === changes[name]) delete changes[name];
-      if (Object.keys(changes).length) lens.go(changes, null, !lens.get(Object.keys(changes)[0]));
-      return skip();
-    },
   });
 })();

@@ -17,9 +17,9 @@ from sparselens.dashboards.heads.score import scores
 from sparselens.dashboards.heads.score_value import values
 from sparselens.dashboards.metric import DIFF_METRICS, meaning
 from sparselens.dashboards.page import HIDDEN, chosen, panel, part, parts, problem, switch, table
+from sparselens.dashboards.picker import choices, picker
 from sparselens.dashboards.query import Source, SourceError, records
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.shell import picker
 
 LIST_FIELDS = part("a", "b", "prompt", "over", "scope", "brush")
 GRID_FIELDS = part("a", "b", "prompt", "over", "scope", "rows", "metric", "brush")
@@ -134,7 +134,7 @@ def register_heads(app: Dash, source: Source) -> None:
         return metrics, kinds.get(selection.scope, []), list(kinds)
 
     app.callback(
-        *[Output({"choose": field}, "data") for field in ("metric", "rows", "scope")],
+        *[choices(field) for field in ("metric", "rows", "scope")],
         Input(LIST_FIELDS, "data"),
     )(fill_lists)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
 from sparselens.dashboards.compare.matrix import Matrix, candidates, matrix, matrix_figure, scale, table_rows
+from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.metric import SHARES, SIGNED
 from sparselens.dashboards.page import HIDDEN, chosen, panel, part, parts, problem, table, table_height
 from sparselens.dashboards.query import Source, SourceError
@@ -28,25 +28,7 @@ def matrix_panel() -> Any:
         "Runs side by side",
         *parts(RUN_FIELDS, MATRIX_FIELDS),
         dcc.Store(id="matrix-data"),
-        html.Div(
-            [
-                dmc.MultiSelect(
-                    id="matrix-runs",
-                    data=[],
-                    value=[],
-                    searchable=True,
-                    clearable=True,
-                    maxValues=MOST_RUNS,
-                    size="xs",
-                    className="wide",
-                    placeholder=f"Two to {MOST_RUNS} runs of this base",
-                    nothingFoundMessage="no other run is compared with A",
-                    **{"aria-label": "Runs that stand side by side"},
-                ),
-                html.Span(id="matrix-all"),
-            ],
-            className="controls matrix-runs",
-        ),
+        place("matrix-runs", className="controls matrix-runs"),
         html.Div(id="matrix-lines", className="notes"),
         html.Div(id="matrix", className="matrix"),
         html.P(id="matrix-readout", className="readout", **{"aria-live": "polite"}),
@@ -96,21 +78,43 @@ def legend(found: Matrix, group: int) -> Any:
     )
 
 
-def _lists(source: Source, selection: Selection) -> tuple[Any, ...]:
-    """The runs that can be chosen, those that are, and a button for all of them."""
-    found = candidates(source, selection.a)
-    known = {run["run_id"] for run in found}
-    first = [run["run_id"] for run in found][-MOST_RUNS:]
+def runs_figure(found: list[dict[str, Any]], listed: list[str]) -> Any:
+    """The runs that can stand side by side, each a button that adds it or takes it away, and one for all of them."""
+    newest = [run["run_id"] for run in found][-MOST_RUNS:]
     words = "All runs of this base" if len(found) <= MOST_RUNS else f"The newest {MOST_RUNS} of {len(found)}"
-    every = html.Button(
-        words,
+    most = f", at most {MOST_RUNS}" if len(found) > MOST_RUNS else ""
+    each = [_run(run, listed) for run in found]
+    return [
+        html.Details(
+            [
+                html.Summary(f"Runs of this base: {len(listed)} of {len(found)} chosen{most}"),
+                html.Div(each, role="group", **{"aria-label": "Runs that stand side by side"}),
+            ],
+            className="run-list",
+        )
+        if found
+        else html.Span("No other run is compared with A.", className="note"),
+        html.Button(
+            words,
+            type="button",
+            className="action",
+            disabled=len(found) < 2,
+            **{"data-go": json.dumps({"runs": ",".join(newest)})},
+        ),
+    ]
+
+
+def _run(run: dict[str, Any], listed: list[str]) -> Any:
+    name = run["run_id"]
+    others = [each for each in listed if each != name]
+    asked = others if name in listed else [*listed, name]
+    return html.Button(
+        run_label(run),
         type="button",
-        className="action",
-        disabled=len(found) < 2,
-        **{"data-go": json.dumps({"runs": ",".join(first)})},
+        className="option",
+        disabled=len(asked) > MOST_RUNS,
+        **{"aria-pressed": str(name in listed).lower(), "data-go": json.dumps({"runs": ",".join(asked)})},
     )
-    lists = [{"value": run["run_id"], "label": run_label(run)} for run in found]
-    return lists, [name for name in selection.runs.split(",") if name in known], every
 
 
 def _drawn(source: Source, selection: Selection, settled: dict[str, Any]) -> tuple[Any, ...]:
@@ -128,25 +132,18 @@ def _drawn(source: Source, selection: Selection, settled: dict[str, Any]) -> tup
 def register_matrix(app: Dash, source: Source) -> None:
     """Wire the panel to the selection."""
 
-    def fill_runs(data: dict[str, Any] | None) -> Any:
+    def draw_runs(data: dict[str, Any] | None) -> Any:
         selection = chosen(data)
+        if selection is None or not selection.a:
+            return None
         try:
-            return _lists(source, selection) if selection is not None and selection.a else ([], [], None)
+            found = candidates(source, selection.a)
         except SourceError:
-            return [], [], None
+            return None
+        known = {run["run_id"] for run in found}
+        return tree(runs_figure(found, [name for name in selection.runs.split(",") if name in known]))
 
-    app.callback(
-        Output("matrix-runs", "data"),
-        Output("matrix-runs", "value"),
-        Output("matrix-all", "children"),
-        Input(RUN_FIELDS, "data"),
-    )(fill_runs)
-    app.clientside_callback(
-        ClientsideFunction("sparselens", "chooseRuns"),
-        Input("matrix-runs", "value"),
-        State("matrix-runs", "data"),
-        prevent_initial_call=True,
-    )
+    app.callback(drawn("matrix-runs"), Input(RUN_FIELDS, "data"))(draw_runs)
 
     def draw(data: dict[str, Any] | None, settled: dict[str, Any] | None) -> Any:
         selection = chosen(data)

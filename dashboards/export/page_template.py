@@ -23,7 +23,7 @@ from sparselens.dashboards.verdict import number, percent
 
 FOLDER = Path(__file__).parent / "templates"
 STYLE = Path(__file__).parents[1] / "assets" / "sparselens.css"
-BLOCK = re.compile(r'^(:root|\[data-mantine-color-scheme="dark"\]) \{(.*?)\}', re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r'^(:root|\[data-theme="dark"\]) \{(.*?)\}', re.MULTILINE | re.DOTALL)
 
 
 @cache
@@ -89,9 +89,7 @@ def style(theme: str = "system", sheet: str = "export.css", heads: int = 1) -> s
 def _variables(theme: str) -> str:
     """The pages' own variables of a theme, from their style sheet."""
     blocks = dict(BLOCK.findall(STYLE.read_text(encoding="utf-8")))
-    return (
-        " ".join(blocks[":root" if theme == "light" else '[data-mantine-color-scheme="dark"]'].split()) + ";"
-    )
+    return " ".join(blocks[":root" if theme == "light" else '[data-theme="dark"]'].split()) + ";"
 
 
 def script_data(value: Any) -> Markup:

@@ -23,7 +23,6 @@ from sparselens.dashboards.features.feature import (
     text_figure,
     tokens_table,
 )
-from sparselens.dashboards.heads.score_list import filled
 from sparselens.dashboards.page import (
     HIDDEN,
     chosen,
@@ -36,9 +35,9 @@ from sparselens.dashboards.page import (
     table_height,
     text_place,
 )
+from sparselens.dashboards.picker import filled
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.shell import picker
 from sparselens.dashboards.span import SPANS
 from sparselens.dashboards.verdict import number
 
@@ -100,7 +99,7 @@ def register_changes(app: Dash, source: Source) -> None:
         except SourceError as trouble:
             return None, problem(trouble), [], HIDDEN
         said = sentence(over[selection.rows]) if selection.rows in over else "No features over these rows."
-        lists = filled(picker("rows", "Rows", "Over which tokens"), list(over), selection.rows)
+        lists = filled("rows", "Rows", "Over which tokens", list(over), selection.rows)
         more = f" The {MOST} features that changed most are listed." if len(rows) == MOST else ""
         return lists, html.P(said + more, className="note"), rows, table_height(min(len(rows), 14), 26)
 

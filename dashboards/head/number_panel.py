@@ -20,11 +20,10 @@ from sparselens.dashboards.head.number import (
     statistics_figure,
 )
 from sparselens.dashboards.heads.score import rows_there
-from sparselens.dashboards.heads.score_list import filled
 from sparselens.dashboards.page import chosen, message, panel, part, problem
+from sparselens.dashboards.picker import filled
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.shell import picker
 
 MODEL = "SELECT model FROM runs WHERE run_id = $a"
 HEAD_FIELDS = part("a", "b", "prompt", "layer", "head", "rows")
@@ -89,7 +88,7 @@ def register_numbers(app: Dash, source: Source) -> None:
         except SourceError as found:
             return problem(found)
         now = Selection.of(settled["values"])
-        return filled(picker("rows", "Rows", "Over which query rows"), rows, now.rows)
+        return filled("rows", "Rows", "Over which query rows", rows, now.rows)
 
     app.callback(Output("head-rows", "children"), Input(ROW_FIELDS, "data"), State("selection", "data"))(
         draw_rows

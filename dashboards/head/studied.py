@@ -10,12 +10,11 @@ from typing import Any
 import plotly.graph_objects as go
 from dash import Dash, Input, Output, dcc, html
 
-from sparselens.dashboards.heads.score_list import filled
 from sparselens.dashboards.page import chosen, message, panel, part, problem
+from sparselens.dashboards.picker import filled
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.retrieval.study import TRIALS, about, figure, label, series, studies, told
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.shell import picker
 from sparselens.dashboards.verdict import number
 
 SETS = """
@@ -157,9 +156,7 @@ def _drawn(source: Source, selection: Selection) -> Any:
     metric = told(rows, "change")
     mine = sets(source, study, selection)
     names = [{"value": each["analysis_id"], "label": label(each)} for each in found]
-    lists = filled(
-        picker("study", "Study", "Which restore or ablation", wide=True), names, study["analysis_id"]
-    )
+    lists = filled("study", "Study", "Which restore or ablation", names, study["analysis_id"], wide=True)
     graph = dcc.Graph(
         figure=marked(rows, metric, mine, selection.head_name),
         config={"displaylogo": False},

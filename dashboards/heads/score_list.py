@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from dash import Dash, Input, Output, State, html
+from dash import Dash, Input, State, html
 
 from sparselens.dashboards.choice import over
+from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.heads.finder import NAMES
 from sparselens.dashboards.heads.score import Score, options, rows_there, scores
 from sparselens.dashboards.heads.score_value import Values, values
 from sparselens.dashboards.page import chosen, part, problem, switch
+from sparselens.dashboards.picker import filled
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import SIDES, Selection
-from sparselens.dashboards.shell import picker
 
 SHOWN = ("a", "b", "prompt", "over", "scope", "rows", "score", "whose")
 AXES = ("x", "x_whose", "y", "y_whose")
@@ -42,20 +43,13 @@ def side_switch(name: str, score: Score | None, now: str) -> Any:
     return made
 
 
-def filled(made: Any, data: list[Any], value: str) -> Any:
-    """A picker with its list and what is chosen in it."""
-    select = made.children[1]
-    select.data, select.value = data, value
-    return made
-
-
 def list_places() -> Any:
     """Where the lists of the grid and the finder go."""
     return html.Div(
         [
-            html.Div(id="score-list", className="place"),
+            place("score-list", className="place"),
             html.Div(id="score-sides"),
-            html.Div(id="over-lists", className="place"),
+            place("over-lists", className="place"),
             switch("Over", "over", [("prompt", "This prompt"), ("all", "All prompts")]),
         ],
         className="controls",
@@ -67,7 +61,7 @@ def axis_places() -> Any:
     return html.Div(
         [
             html.Div(
-                [html.Div(id=f"{axis}-list", className="place"), html.Div(id=f"{axis}-sides")],
+                [place(f"{axis}-list", className="place"), html.Div(id=f"{axis}-sides")],
                 className="axis-list",
             )
             for axis in ("x", "y")
@@ -88,23 +82,22 @@ def register_lists(app: Dash, source: Source) -> None:
             kinds = over(source, selection.a, selection.b)
             rows = kinds.get(selection.scope) or rows_there(source, selection)
         except SourceError as trouble:
-            return problem(trouble), None, None, None
+            return tree(problem(trouble)), None, None, None
         now = Selection.of(settled["values"])
         grouped = options(found)
-        others = [filled(picker("rows", "Rows", "Over which query rows"), rows, now.rows)]
+        others = [filled("rows", "Rows", "Over which query rows", rows, now.rows)]
         if kinds:
-            scope = picker("scope", "Scope", "What is compared with what, in diffs")
-            others.append(filled(scope, list(kinds), now.scope))
-        score = picker("score", "Score", "What the grid and the finder show", wide=True)
-        axes = [picker(axis, axis, f"The score along {axis}", wide=True) for axis in ("x", "y")]
-        return (
-            filled(score, grouped, now.score),
-            others,
-            *[filled(axis, grouped, getattr(now, name)) for axis, name in zip(axes, ("x", "y"), strict=True)],
-        )
+            meant = "What is compared with what, in diffs"
+            others.append(filled("scope", "Scope", meant, list(kinds), now.scope))
+        axes = [
+            filled(axis, axis, f"The score along {axis}", grouped, getattr(now, axis), wide=True)
+            for axis in "xy"
+        ]
+        score = filled("score", "Score", "What the grid and the finder show", grouped, now.score, wide=True)
+        return tuple(tree(each) for each in (score, others, *axes))
 
     app.callback(
-        *[Output(place, "children") for place in ("score-list", "over-lists", "x-list", "y-list")],
+        *[drawn(name) for name in ("score-list", "over-lists", "x-list", "y-list")],
         Input(LIST_FIELDS, "data"),
         State("selection", "data"),
     )(fill)

@@ -29,11 +29,10 @@ from sparselens.dashboards.circuits.table_panel import (
     register_tables,
     table_panels,
 )
-from sparselens.dashboards.heads.score_list import filled
 from sparselens.dashboards.page import Page, chosen, message, panel, part, parts, problem
+from sparselens.dashboards.picker import filled
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.shell import picker
 
 LIST_FIELDS = part("a", "b", "task", "circuit_a", "circuit_b")
 HEAD_FIELDS = part("layer", "head", "node", "circuit_a")
@@ -135,9 +134,9 @@ def _lists(found: Circuits, selection: Selection) -> list[Any]:
     ]
     alone = {"value": NONE, "label": "none: A alone"}
     return [
-        filled(picker("task", "Task", "The task and its prompts", wide=True), tasks, selection.task),
-        filled(picker("circuit_a", "A", "A's circuit", wide=True), names, selection.circuit_a),
-        filled(picker("circuit_b", "B", "B's circuit", wide=True), [*others, alone], selection.circuit_b),
+        filled("task", "Task", "The task and its prompts", tasks, selection.task, wide=True),
+        filled("circuit_a", "A", "A's circuit", names, selection.circuit_a, wide=True),
+        filled("circuit_b", "B", "B's circuit", [*others, alone], selection.circuit_b, wide=True),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, html
+from dash import ClientsideFunction, Dash, Input, Output, State, html
 
 from sparselens.dashboards.page import Page, chosen, message, part, parts, problem
 from sparselens.dashboards.query import FILE_ROWS, Source, SourceError, bound
@@ -104,12 +104,6 @@ def register(app: Dash, source: Source) -> None:
     written = ClientsideFunction("sparselens", "written")
     app.clientside_callback(written, Input("query", "value"), State("tables-data", "data"))
     app.clientside_callback(ClientsideFunction("sparselens", "resultHeads"), Input("query-heads", "data"))
-    app.clientside_callback(
-        ClientsideFunction("sparselens", "column"),
-        Input({"column": ALL}, "value"),
-        State({"column": ALL}, "id"),
-        prevent_initial_call=True,
-    )
 
 
 PAGE = Page("SQL", "/sql", 9, layout, register)

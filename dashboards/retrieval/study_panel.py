@@ -7,8 +7,8 @@ from typing import Any
 from dash import Dash, Input, Output, dcc, html
 
 from sparselens.dashboards.export.link import save_buttons
-from sparselens.dashboards.heads.score_list import filled
 from sparselens.dashboards.page import chosen, message, panel, part, problem, switch
+from sparselens.dashboards.picker import filled
 from sparselens.dashboards.query import Source, SourceError
 from sparselens.dashboards.retrieval.study import (
     HEADS,
@@ -22,7 +22,6 @@ from sparselens.dashboards.retrieval.study import (
     told,
 )
 from sparselens.dashboards.selection import Selection
-from sparselens.dashboards.shell import picker
 
 STUDY_FIELDS = part("a", "b", "study", "outcome")
 
@@ -70,9 +69,7 @@ def _study(source: Source, selection: Selection) -> Any:
     rows = source.records(TRIALS, study=study["analysis_id"])
     metric = told(rows, selection.outcome)
     names = [{"value": each["analysis_id"], "label": label(each)} for each in found]
-    lists = filled(
-        picker("study", "Study", "Which restore or ablation", wide=True), names, study["analysis_id"]
-    )
+    lists = filled("study", "Study", "Which restore or ablation", names, study["analysis_id"], wide=True)
     drawn = html.Div(
         [
             html.Div(

@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import quote
 
 import dash_ag_grid as dag
-import dash_mantine_components as dmc
 from dash import dcc, html
 
 from sparselens.dashboards.page import message, panel, switch, table_height
+from sparselens.dashboards.picker import filled
 from sparselens.dashboards.selection import MOST_HEADS, Selection
 from sparselens.dashboards.sql.result import (
     Heads,
@@ -34,15 +34,12 @@ def editor(limits: str) -> Any:
         html.Div(
             [
                 html.Pre(id="query-colours", className="sql-colours", **{"aria-hidden": "true"}),
-                dmc.Textarea(
+                html.Label("SQL query", htmlFor="query", className="unseen"),
+                dcc.Textarea(
                     id="query",
-                    autosize=True,
-                    minRows=7,
-                    maxRows=26,
-                    classNames={"input": "sql-box"},
+                    className="sql-box",
                     placeholder="SELECT … (one statement, read-only)",
-                    spellCheck="false",
-                    **{"aria-label": "SQL query"},
+                    spellCheck=False,
                 ),
                 html.Ul(id="query-names", className="sql-names", hidden=True, role="listbox"),
             ],
@@ -139,14 +136,14 @@ def drawn(frame: Any, selection: Selection, group: int) -> Drawn:
     if selection.show == "chart":
         if not y:
             return Drawn(message("A chart needs a numeric column; this result has none."))
-        return Drawn(_graph(frame, x, y), [_axis("x", "cx", frame, x), _axis("y", "cy", frame, y)])
+        return Drawn(_graph(frame, x, y), [_axis("cx", "x", frame, x), _axis("cy", "y", frame, y)])
     if not has_heads(frame):
         return Drawn(message("Heads need the columns layer and head, both whole numbers."))
     try:
         found = heads_figure(frame, y, group)
     except ValueError as problem:
         return Drawn(message(f"{problem}."))
-    return Drawn(_heads(found), [_axis("colour", "cy", frame, y)] if y else None, found.grid)
+    return Drawn(_heads(found), [_axis("cy", "colour", frame, y)] if y else None, found.grid)
 
 
 def table(frame: Any) -> Any:
@@ -174,23 +171,9 @@ def _graph(frame: Any, x: str, y: str) -> Any:
     return html.Div(plot, role="img", id="query-chart", **{"aria-label": f"{y} over {x}, a point a row"})
 
 
-def _axis(label: str, field: str, frame: Any, chosen: str) -> Any:
-    """A list of the numeric columns; the choice goes into the URL."""
-    return html.Label(
-        [
-            html.Span(label, className="label"),
-            dmc.Select(
-                id={"column": field},
-                data=numeric(frame),
-                value=chosen,
-                allowDeselect=False,
-                size="xs",
-                className="narrow",
-                **{"aria-label": f"column of {label}"},
-            ),
-        ],
-        className="picker",
-    )
+def _axis(field: str, label: str, frame: Any, chosen: str) -> Any:
+    """A list of the numeric columns."""
+    return filled(field, label, f"column of {label}", numeric(frame), chosen)
 
 
 def _heads(found: Heads) -> Any:

@@ -213,7 +213,7 @@ def test_runs_choose_a_and_b(visit: Any, served: str) -> None:
 def test_dark_follows_the_system_and_the_toggle_stays(visit: Any, served: str) -> None:
     page = visit(served, dark=True)
     page.wait_for_selector("#keys del")
-    theme = "document.documentElement.dataset.mantineColorScheme"
+    theme = "document.documentElement.dataset.theme"
     assert page.evaluate(theme) == "dark"
     shot(page, "compare-dark")
     page.click('[data-action="theme"]')

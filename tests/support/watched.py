@@ -9,7 +9,7 @@ import browsing
 QUIET = 300  # milliseconds without a request
 FOREIGN = (
     "img[src='x'], iframe, [onerror], [onload], #page script, a[href^='javascript'], a[href^='http'], "
-    "#page style:not([data-mantine-styles])"
+    "#page style"
 )
 LINKS = "() => [...document.querySelectorAll('#page a')].map((a) => a.href.baseVal ?? a.href)"
 SAID_NO = "status of 400"  # /view/… answers a trace's problem with one line and 400; the browser notes it
