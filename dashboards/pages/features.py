@@ -62,10 +62,14 @@ def layout() -> Any:
             html.Div(id="feature-missing"),
             html.Div(
                 [
-                    html.Div([html.Div([change_panel(), text_panel()]), card_panel()], className="columns"),
+                    html.Div(
+                        [html.Div([change_panel(), text_panel()], className="column"), card_panel()],
+                        className="columns",
+                    ),
                     example_panel(),
                 ],
                 id="feature-body",
+                className="column",
             ),
         ],
         className="features-page",

@@ -18,7 +18,7 @@ from sparselens.storage.trace import Trace
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(480)]
 PATHS = [page.path for page in pages()]
-WIDTHS = (1440, 480)
+WIDTHS = (1440, 900, 480)
 NEEDLES = f"?a={BASE}&b={RUN}"
 FULL = {
     "/": (NEEDLES, "#text .token"),
@@ -72,7 +72,7 @@ def walk(browser: Any, url: str, name: str, asked: dict[str, tuple[str, str]], d
             tab.page.wait_for_selector(there)
         problems = wrong(tab) + broken_rules(tab.page)
         browsing.shot(tab.page, f"{name}{'-dark' if dark else ''}-{path.strip('/') or 'compare'}")
-        for width in WIDTHS[1:]:
+        for width in WIDTHS:
             tab.page.set_viewport_size({"width": width, "height": 800})
             tab.settle()
             if (wide := tab.page.evaluate("document.documentElement.scrollWidth")) > width:
