@@ -54,10 +54,11 @@
     });
     const said = new Set(notes.map((each) => each.textContent.trim()).filter(Boolean));
     const runs = Array.from(document.querySelectorAll(".context .picker"), function (each) {
-      const value = each.querySelector("input:not([type=hidden])")?.value;
+      const value = each.querySelector("select")?.selectedOptions[0]?.textContent;
       return value ? (each.querySelector(".badge, .label")?.textContent || "") + ": " + value : "";
     });
     const name = panel.querySelector("h2")?.textContent || "Figure";
+    for (const each of root.querySelectorAll("[data-caption]")) said.add(each.dataset.caption);
     const own = root.querySelector("figcaption")?.firstChild?.textContent || "";
     const told = [...said, ...runs.filter(Boolean)].map((each) => (/[.:!?]$/.test(each) ? each : each + "."));
     return { title: own ? name + ": " + own : name, caption: told.join(" ") };

@@ -1,4 +1,4 @@
-"""The figures there are, each of one settled selection: grid, heads, map, text, reads."""
+"""The figures there are, each of one settled selection: grid, heads, map, layer, text, reads, strip."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sparselens.dashboards.export.caption import (
     shorten,
 )
 from sparselens.dashboards.export.draw_grid import grid_bar, grid_drawing
+from sparselens.dashboards.export.draw_layer import layer_figure, strip_figure
 from sparselens.dashboards.export.draw_map import maps_drawing
 from sparselens.dashboards.export.draw_reads import head_reads
 from sparselens.dashboards.export.draw_text import Token, text_drawing
@@ -180,4 +181,11 @@ def _missing(numbers: list[float | None]) -> str:
 
 
 Draw = Callable[[Source, Settled, str], Figure]
-FIGURES: dict[str, Draw] = {"grid": grid, "map": head_map, "text": loss_text, "reads": head_reads}
+FIGURES: dict[str, Draw] = {
+    "grid": grid,
+    "map": head_map,
+    "layer": layer_figure,
+    "text": loss_text,
+    "reads": head_reads,
+    "strip": strip_figure,
+}

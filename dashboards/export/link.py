@@ -10,7 +10,7 @@ from sparselens.dashboards.export.figure import FORMS
 
 
 def save_buttons(kind: str = "") -> Any:
-    """`SVG` and `PNG` of a figure (`grid`, `heads`, `map`, `text`, `reads`) of what is selected.
+    """`SVG` and `PNG` of a figure (`grid`, `heads`, `map`, `layer`, `text`, `reads`, `strip`) of what is selected.
 
     Without a kind, of the Plotly figure that lies in the same panel: the browser draws it anew with the panel's title
     and notes around it.

@@ -46,6 +46,8 @@ def figure_of(
     name = str(fields.pop("metric", "") or "").removeprefix("diffs.") if kind == "grid" else ""
     score = str(fields.pop("metric", "") or "")
     over = "all" if kind in OVER_HEADS and not fields.get("prompt") else "prompt"
+    if kind == "strip":
+        fields["strip"] = score or "received"
     settled = asked(source, a, b, over=over, metric=name, **fields)
     if kind != "heads":
         return draw.FIGURES[kind](source, settled, theme)

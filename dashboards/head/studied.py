@@ -10,6 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from dash import Dash, Input, Output, dcc, html
 
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.page import chosen, message, panel, part, problem
 from sparselens.dashboards.picker import filled
 from sparselens.dashboards.query import Source, SourceError
@@ -170,7 +171,8 @@ def _drawn(source: Source, selection: Selection) -> Any:
         role="region",
         **{"aria-label": f"Ranks of {selection.head_name}"},
     )
-    return lists, html.Div([graph, html.Div([ranks, html.Div(said, className="notes")])], className="columns")
+    drawn = html.Figure([html.Figcaption(["Sets of heads", save_buttons()]), graph])
+    return lists, html.Div([drawn, html.Div([ranks, html.Div(said, className="notes")])], className="columns")
 
 
 def register_study(app: Dash, source: Source) -> None:

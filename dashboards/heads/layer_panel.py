@@ -6,7 +6,8 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 
-from sparselens.dashboards.heads.multiple import LAYER_MAPS, layer_maps, multiples_figure, multiples_note
+from sparselens.dashboards.export.link import save_buttons
+from sparselens.dashboards.heads.multiple import layer_maps, multiples_figure, multiples_note, pool_of
 from sparselens.dashboards.heads.score_list import SHOWN, shown
 from sparselens.dashboards.page import chosen, panel, part, problem, switch
 from sparselens.dashboards.query import Source, SourceError
@@ -24,6 +25,7 @@ def layer_panel() -> Any:
         tools=[
             switch("Scale", "scale", [("sqrt", "√"), ("linear", "linear"), ("log", "log")]),
             switch("Sinks", "hide", [("0", "Show sinks"), ("1", "Hide sinks")]),
+            save_buttons("layer"),
         ],
         note="maps of all its heads, A above B; arrow keys move",
     )
@@ -38,12 +40,7 @@ def register_layer(app: Dash, source: Source) -> None:
             return None, None
         try:
             found = layer_maps(source, selection)
-            first = source.first(
-                LAYER_MAPS,
-                run=selection.a if "a" in found else selection.b,
-                prompt=selection.prompt,
-                layer=selection.layer,
-            )
+            pool = pool_of(source, selection)
             score = shown(source, selection, "score")
         except SourceError as trouble:
             return problem(trouble), None
@@ -53,7 +50,7 @@ def register_layer(app: Dash, source: Source) -> None:
             if row["layer"] == selection.layer and row.get(selection.whose) is not None
         }
         drawn = multiples_figure(found, selection, texts, settled["group"], settled["seen"])
-        return drawn, multiples_note(found, selection, int(first["pool"]))
+        return drawn, multiples_note(found, selection, pool)
 
     app.callback(
         Output("multiples", "children"),

@@ -53,6 +53,15 @@ def _layer_maps(source: Source, selection: Selection) -> dict[str, Floats]:
     return found
 
 
+def pool_of(source: Source, selection: Selection) -> int:
+    """How many queries and keys a cell of the layer's maps holds."""
+    for run in (selection.a, selection.b):
+        row = source.first(LAYER_MAPS, run=run, prompt=selection.prompt, layer=selection.layer) if run else {}
+        if row:
+            return int(row["pool"])
+    raise SourceError("No pooled maps of this layer are stored for this prompt.")
+
+
 def highest(found: dict[str, Floats]) -> float:
     """The top of the one scale that all maps of the layer share."""
     return max(float(np.nanmax(np.nan_to_num(each), initial=0.0)) for each in found.values())

@@ -6,6 +6,7 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.head.heatmap import LENGTH
 from sparselens.dashboards.page import (
     HIDDEN,
@@ -61,6 +62,7 @@ def strip_panel() -> Any:
         tools=[
             switch("Shown", "strip", [("received", "Mass received"), ("norm", "Residual norm")]),
             switch("Scale", "scale", [("sqrt", "√"), ("linear", "linear"), ("log", "log")]),
+            save_buttons("strip"),
         ],
         note="layers down, positions across; a click selects layer and token",
     )

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import dash_ag_grid as dag
 from dash import dcc, html
 
+from sparselens.dashboards.export.link import save_buttons
 from sparselens.dashboards.page import message, panel, switch, table_height
 from sparselens.dashboards.picker import filled
 from sparselens.dashboards.selection import MOST_HEADS, Selection
@@ -136,7 +137,8 @@ def drawn(frame: Any, selection: Selection, group: int) -> Drawn:
     if selection.show == "chart":
         if not y:
             return Drawn(message("A chart needs a numeric column; this result has none."))
-        return Drawn(_graph(frame, x, y), [_axis("cx", "x", frame, x), _axis("cy", "y", frame, y)])
+        lists = [_axis("cx", "x", frame, x), _axis("cy", "y", frame, y), save_buttons()]
+        return Drawn(_graph(frame, x, y, selection.sql), lists)
     if not has_heads(frame):
         return Drawn(message("Heads need the columns layer and head, both whole numbers."))
     try:
@@ -166,9 +168,11 @@ def table(frame: Any) -> Any:
     )
 
 
-def _graph(frame: Any, x: str, y: str) -> Any:
+def _graph(frame: Any, x: str, y: str, sql: str) -> Any:
     plot = dcc.Graph(figure=chart_figure(frame, x, y), config={"displaylogo": False}, className="scatter")
-    return html.Div(plot, role="img", id="query-chart", **{"aria-label": f"{y} over {x}, a point a row"})
+    said = f"{y} over {x}, a point a row"
+    query = {"aria-label": said, "data-caption": f"{said}. SQL: {sql}"}
+    return html.Div(plot, role="img", id="query-chart", **query)
 
 
 def _axis(field: str, label: str, frame: Any, chosen: str) -> Any:

@@ -351,3 +351,9 @@ def test_pages_save_what_they_show(served: str, visit: Any) -> None:
         if kind == "graph.svg":
             assert "Two scores" in content.decode()
             assert "query rows" in content.decode()  # the caption says what the numbers are over
+            assert "A: dense" in content.decode()  # and of which runs they are
+    page.goto(f"{served}sql?show=chart&sql=SELECT%20layer%2C%20head%20FROM%20head_stats")
+    page.wait_for_selector("#query-chart .js-plotly-plot")
+    with page.expect_download() as started:
+        page.locator('[data-save="graph.svg"]').first.click()
+    assert "SQL: SELECT layer, head FROM head_stats" in Path(started.value.path()).read_text()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hostile_trace import write_hostile
+from needle_trace import BASE, RUN
 from PIL import Image
 
 import sparselens as sl
@@ -91,10 +92,52 @@ def test_the_map_holds_the_cells_that_the_trace_gives(trace: Path, patterns: dic
     assert "Exact cells" in found.caption
 
 
+def test_the_maps_of_a_layer_are_the_pooled_ones_of_every_head(
+    pooled_trace: Path, patterns: dict[str, np.ndarray]
+) -> None:
+    figure = figure_of(Source(pooled_trace), "layer", A, B, head="L1H0")
+    cells = figure.df().set_index(["side", "head", "query", "key"])["mass"]
+    for side, run in (("a", A), ("b", B)):
+        expected = patterns[run][1].reshape(4, 15, 4, 15, 4).sum((2, 4)) / 4
+        for head, q, k in ((0, 0, 0), (2, 7, 3), (3, 14, 14)):
+            assert cells[side, head, 4 * q, 4 * k] == pytest.approx(expected[head, q, k], abs=1e-3)
+    assert "4 × 4 tokens a cell" in figure.caption
+    assert "L1H3" in figure.svg
+
+
+@pytest.mark.parametrize(("metric", "column"), [("received", "received_mass"), ("norm", "resid_norm")])
+def test_the_strips_are_the_stored_numbers_of_layers_and_tokens(
+    needles: Path, metric: str, column: str
+) -> None:
+    figure = figure_of(Source(needles), "strip", BASE, RUN, prompt="prompt-0", metric=metric)
+    with sl.connect(needles) as connection:
+        stored = connection.sql(
+            f"SELECT layer, pos, {column} AS value FROM token_stats WHERE run_id = '{RUN}' AND prompt_id = 'prompt-0'"
+        ).df()
+    if metric == "norm":
+        later = stored[stored["pos"] > 0].groupby("layer")["value"].median()
+        stored["value"] /= stored["layer"].map(later)
+    drawn = figure.df().query("side == 'b'").set_index(["layer", "pos"])[metric]
+    expected = stored.dropna().set_index(["layer", "pos"])["value"]
+    assert len(drawn) == len(expected) > 0
+    assert drawn.to_dict() == pytest.approx(expected.to_dict())
+    assert figure.title.startswith("Residual norm" if metric == "norm" else "Received mass")
+
+
+def test_a_strip_that_is_not_there_is_a_line_that_says_why(trace: Path) -> None:
+    with pytest.raises(ValueError, match="there are received, norm"):
+        figure_of(Source(trace), "strip", A, B, metric="beauty")
+    with pytest.raises(SourceError, match="No token_stats are stored"):
+        figure_of(Source(trace), "strip", A, B)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_figure_is_well_formed_and_has_a_caption(trace: Path, kind: str, theme: str) -> None:
-    figure = figure_of(Source(trace), kind, A, B, theme=theme)
+def test_every_figure_is_well_formed_and_has_a_caption(
+    trace: Path, needles: Path, kind: str, theme: str
+) -> None:
+    where = (Source(needles), kind, BASE, RUN) if kind == "strip" else (Source(trace), kind, A, B)
+    figure = figure_of(*where, theme=theme)
     root = ET.fromstring(figure.svg)  # noqa: S314 - written by us
     assert root.find(f"{SVG}title").text == figure.title  # type: ignore[union-attr]
     assert root.find(f"{SVG}desc").text == figure.caption  # type: ignore[union-attr]
@@ -209,7 +252,7 @@ def test_pages_hand_out_their_figures_as_files(trace: Path, kind: str, form: str
 def test_an_unknown_figure_is_a_line_that_says_which_there_are(trace: Path, name: str) -> None:
     answer = create_app(trace).server.test_client().get(f"/view/figure/{name}")
     assert answer.status_code == 404
-    assert "grid, map, text, reads, heads as svg and png" in answer.text
+    assert "grid, map, layer, text, reads, strip, heads as svg and png" in answer.text
 
 
 def test_the_command_writes_a_figure(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,10 @@ class Kind(StrEnum):
     GRID = "grid"
     HEADS = "heads"
     MAP = "map"
+    LAYER = "layer"
     TEXT = "text"
     READS = "reads"
+    STRIP = "strip"
 
 
 class Form(StrEnum):
@@ -92,8 +94,9 @@ def figure(
     kind: Annotated[
         Kind,
         typer.Argument(
-            help="grid: what B changed, by head; heads: a score by head; map: a head's attention; text: the "
-            "tokens by loss; reads: what a query of a head reads."
+            help="grid: what B changed, by head; heads: a score by head; map: a head's attention; layer: that of all "
+            "heads of its layer; text: the tokens by loss; reads: what a query of a head reads; strip: the mass that "
+            "tokens receive, by layer."
         ),
     ],
     trace: Annotated[Path, typer.Option(help="The trace folder, or a file made by pack.")],
@@ -104,9 +107,12 @@ def figure(
     prompt: Annotated[
         str, typer.Option(help="A prompt by name or id. [grid, heads: all; else the first]")
     ] = "",
-    head: Annotated[str, typer.Option(help="L18H6, for map and reads. [the most changed]")] = "",
+    head: Annotated[str, typer.Option(help="L18H6, for map, layer, reads. [the most changed]")] = "",
     metric: Annotated[
-        str, typer.Option(help="grid: write_error, js …; heads: table.metric, as head_scores.retrieval.")
+        str,
+        typer.Option(
+            help="grid: write_error, js …; heads: table.metric, as head_scores.retrieval; strip: received or norm."
+        ),
     ] = "",
     rows: Annotated[str, typer.Option(help="Over which query rows. [the answer's, else affected]")] = "",
     scope: Annotated[str, typer.Option(help="end_to_end, local_mask or local_policy. [end_to_end]")] = "",
@@ -115,7 +121,7 @@ def figure(
     ] = None,
     shade: Annotated[str, typer.Option(help="text: diff, a or b.")] = "",
     hide_sink: Annotated[
-        bool, typer.Option("--hide-sink", help="map: leave the first key's column out.")
+        bool, typer.Option("--hide-sink", help="map, layer: leave the first key's column out.")
     ] = False,
     theme: Annotated[str, typer.Option(help="light or dark.")] = "light",
     scale: Annotated[float, typer.Option(help="Pixels of a PNG to one unit of the SVG.")] = 2.0,
