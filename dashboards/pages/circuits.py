@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dash import Dash, Input, Output, html
+from dash import Dash, Input, Output, State, dcc, html, no_update
 
 from sparselens.dashboards.circuits.choice import run_pair, settle
 from sparselens.dashboards.circuits.circuit import (
@@ -50,58 +50,75 @@ def layout() -> Any:
                 ],
                 className="page-head",
             ),
+            dcc.Store(id="circuit-there", data=False),
             html.Div(id="circuit-missing"),
-            html.Div(
-                [
-                    panel(
-                        "Circuits of this trace",
-                        html.Div(id="circuit-lists", className="controls"),
-                        html.Div(id="circuit-off"),
-                        html.Div(id="circuit-table", className="scroll circuit-table"),
-                        note="task × policy; A and B choose what is compared",
-                        name="panel-circuits",
-                    ),
-                    html.Div([graph_panel(), edge_panel()], className="columns circuit-columns"),
-                    curve_panel(),
-                    *table_panels(),
-                ],
-                id="circuit-body",
-                style={"display": "none"},
-            ),
+            html.Div(id="circuit-body"),
         ],
         className="circuits-page",
     )
+
+
+def body() -> list[Any]:
+    """The panels, once there is a circuit to draw: the code of graph and tables is loaded with them."""
+    return [
+        panel(
+            "Circuits of this trace",
+            html.Div(id="circuit-lists", className="controls"),
+            html.Div(id="circuit-off"),
+            html.Div(id="circuit-table", className="scroll circuit-table"),
+            note="task × policy; A and B choose what is compared",
+            name="panel-circuits",
+        ),
+        html.Div([graph_panel(), edge_panel()], className="columns circuit-columns"),
+        curve_panel(),
+        *table_panels(),
+    ]
+
+
+def _register_body(app: Dash, source: Source) -> None:
+    def draw(data: dict[str, Any] | None, there: bool | None) -> tuple[Any, ...]:
+        selection = chosen(data)
+        if selection is None:
+            return None, None, False
+        try:
+            found, without = circuits(source), source.records(WITHOUT)
+            runs = run_pair(source, selection)
+        except SourceError as trouble:
+            return problem(trouble), None, False
+        if found:
+            return None, no_update if there else body(), True
+        lacking = [table({}, without, selection)] if without else []
+        said = message("No circuit is stored in this trace.", _commands(source, runs, selection))
+        return [said, *lacking], None, False
+
+    app.callback(
+        Output("circuit-missing", "children"),
+        Output("circuit-body", "children"),
+        Output("circuit-there", "data"),
+        Input(LIST_FIELDS, "data"),
+        State("circuit-there", "data"),
+    )(draw)
 
 
 def _register_lists(app: Dash, source: Source) -> None:
     def draw(data: dict[str, Any] | None) -> tuple[Any, ...]:
         selection = chosen(data)
         if selection is None:
-            return None, None, None, None, {"display": "none"}
+            return None, None, None
         try:
             found, without = circuits(source), source.records(WITHOUT)
             runs = run_pair(source, selection)
         except SourceError as trouble:
-            return None, None, None, problem(trouble), {"display": "none"}
+            return None, None, problem(trouble)
         if not found:
-            lacking = [table({}, without, selection)] if without else []
-            said = message("No circuit is stored in this trace.", _commands(source, runs, selection))
-            return None, None, None, [said, *lacking], {"display": "none"}
+            return None, None, None
         off = off_pair(found, runs, selection)
-        return (
-            _lists(found, selection),
-            _off(off) if off else None,
-            table(found, without, selection),
-            None,
-            {},
-        )
+        return _lists(found, selection), _off(off) if off else None, table(found, without, selection)
 
     app.callback(
         Output("circuit-lists", "children"),
         Output("circuit-off", "children"),
         Output("circuit-table", "children"),
-        Output("circuit-missing", "children"),
-        Output("circuit-body", "style"),
         Input(LIST_FIELDS, "data"),
     )(draw)
 
@@ -156,6 +173,7 @@ def _register_head(app: Dash) -> None:
 
 def register(app: Dash, source: Source) -> None:
     """Wire the panels to the selection."""
+    _register_body(app, source)
     _register_lists(app, source)
     _register_head(app)
     register_graph(app, source)
