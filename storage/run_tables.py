@@ -96,7 +96,7 @@ PROMPTS = Table(
             "bos_mode",
             NAME,
             "",
-            "how the start of text was handled (`default`, `bos`, `none`, `template`)",
+            "how the start of text was handled (`default`, `added`, `left out`, `template`, `given`)",
             True,
         ),
         Column("template", TEXT, "", "name or hash of the chat template used", True),

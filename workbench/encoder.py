@@ -29,6 +29,10 @@ class _Encoded:
     notes: dict[str, str] = field(default_factory=dict)
 
 
+BOS = {"default": None, "added": True, "left out": False}
+"""How raw text begins, by name, as `Encoder` takes it."""
+
+
 class Encoder:
     """Turns the fields of a prompt into a `Prompt` with one tokenizer.
 
@@ -50,7 +54,7 @@ class Encoder:
     @property
     def bos_mode(self) -> str:
         """How raw text begins: default, added or left out."""
-        return {None: "default", True: "added", False: "left out"}[self.bos]
+        return next(mode for mode, bos in BOS.items() if bos is self.bos)
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of raw text with their character spans, special tokens at the start as `bos` says."""

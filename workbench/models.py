@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sparselens.workbench.session import Session
 
 _HUB_SECONDS = 5.0
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 MODELS: dict[str, Published] = {
     model.name: model
@@ -136,8 +136,8 @@ def load_checkpoint(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if dtype not in _DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(_DTYPES)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
     place = _device(device)
     folder, commit = resolve(name, revision=revision, progress=progress)
     with quiet(progress):

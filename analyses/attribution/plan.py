@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparselens.analyses.roles.plan import BOS
 from sparselens.kernels.policy import parse as parse_policy
-from sparselens.workbench.encoder import Encoder
+from sparselens.workbench.encoder import BOS, Encoder
 from sparselens.workbench.prompt import Prompt
 from sparselens.workbench.prompt_set import is_call
 from sparselens.workbench.prompt_set import parse as parse_prompts

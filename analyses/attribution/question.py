@@ -17,9 +17,8 @@ from sparselens.analyses.attribution.method import QUADRATURE
 from sparselens.analyses.attribution.plan import Attribution, Case, cases, replacement_token
 from sparselens.analyses.attribution.rows import evals, head_scores, prompt_numbers, prompt_scores
 from sparselens.analyses.attribution.show import show
-from sparselens.analyses.roles.plan import BOS
 from sparselens.kernels.policy import parse as parse_policy
-from sparselens.workbench.encoder import Encoder
+from sparselens.workbench.encoder import BOS, Encoder
 from sparselens.workbench.progress import Progress
 from sparselens.workbench.run_card import policy_card
 from sparselens.workbench.session import Session

@@ -20,6 +20,8 @@ DRAWS = 3
 PASSES = 4 + DRAWS
 """Forward passes a prompt: the run, its base, the heads, a wider policy, the random sets."""
 LONGEST = 4_000
+BOS_OPTIONS = {"added": "--bos", "left out": "--no-bos"}
+"""The option for each `prompts.bos_mode` that is not the commands' own."""
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _HEAD = re.compile(r"L\d{1,3}H\d{1,3}", re.ASCII)
 
@@ -34,11 +36,14 @@ class Wish:
     prompts: str
     heads: tuple[str, ...]
     policy_source: str | None = None
+    dtype: str | None = None
+    bos: str | None = None
 
     def arguments(self, trace: Path | str) -> list[str]:
         """What follows `sparselens` on the command line."""
         asked = call("restore", self.heads, prompts=self.prompts, base=self.base, draws=str(DRAWS), check="0")
-        return ["analyse", asked, "--model", self.model, "--policy", self.policy, "--trace", str(trace)]
+        run = ["--model", self.model, "--policy", self.policy, *as_captured(self.dtype, self.bos)]
+        return ["analyse", asked, *run, "--trace", str(trace)]
 
     def line(self, trace: Path | str) -> str:
         """The command as one writes it in a shell; ValueError as `shell`."""
@@ -46,13 +51,18 @@ class Wish:
 
     def refused(self) -> str:
         """Why a page does not start it; empty where it may."""
-        from sparselens.workbench.models import MODELS  # not at the top: pages are drawn without a workbench
+        from sparselens.workbench.models import (  # not at the top: pages are drawn without a workbench
+            DTYPES,
+            MODELS,
+        )
         from sparselens.workbench.prompt_set import prompt_sets
 
         if not self.heads or not all(_HEAD.fullmatch(name) for name in self.heads):
             return "no heads are picked"
         if self.model not in MODELS:
             return f"its model {self.model[:60]!r} is none of `sparselens models`, and a page loads no other"
+        if self.dtype not in (None, *DTYPES):
+            return f"its dtype {self.dtype[:60]!r} is none of {', '.join(DTYPES)}"
         if self.policy_source:
             return "its policy comes from a file, whose code a page does not run"
         if not self.prompts:
@@ -72,6 +82,12 @@ def call(name: str, heads: Sequence[str], *, prompts: str = "", base: str = "", 
     against = {"base": written(base)} if base and named(base) != "dense" else {}
     said = {**about, **more, **on, **against}
     return f"{name}({','.join(f'{key}={value}' for key, value in said.items())})"
+
+
+def as_captured(dtype: str | None, bos: str | None) -> list[str]:
+    """The options that make a command read and run prompts as a capture did, beside model and policy."""
+    typed = [] if dtype in (None, "float32") else ["--dtype", str(dtype)]
+    return [*typed, *([BOS_OPTIONS[bos]] if bos in BOS_OPTIONS else [])]
 
 
 def shell(arguments: Sequence[str]) -> str:

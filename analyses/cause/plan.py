@@ -17,6 +17,7 @@ import numpy as np
 from sparselens.analyses.cause.ranking import ORDERS
 from sparselens.kernels.head import Head, by_layer, head_name, parse_head
 from sparselens.kernels.policy import parse as parse_policy
+from sparselens.workbench.encoder import BOS
 from sparselens.workbench.intervention import PHASES
 from sparselens.workbench.prompt import Prompt
 from sparselens.workbench.session import Session
@@ -32,7 +33,8 @@ class Cause:
     `prompts`, `ranked_on`: prompt sets with answers, as calls or files. `draws` random sets match, layer by layer, the
     sets of `random_at` heads of each order in `matched`. `phase`: rows that are intervened on (both, prefill, decode:
     up to and from the answer's first token). `check`: prompts on which the one-pass estimate is compared with exact
-    single-head restores (0: not at all). `heads`: names of heads, which the order `given` tries all together.
+    single-head restores (0: not at all). `heads`: names of heads, which the order `given` tries all together. `bos`:
+    how raw text begins (default, added, left out).
     """
 
     policy: str = "a_shape(sink=4,window=64)"
@@ -50,6 +52,7 @@ class Cause:
     check: int = 0
     seed: int = 0
     heads: tuple[str, ...] = ()
+    bos: str = "default"
 
     kinds: ClassVar[tuple[str, ...]] = ()
 
@@ -61,6 +64,8 @@ class Cause:
             object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
         if self.kind not in self.kinds:
             raise ValueError(f"kind is one of {', '.join(self.kinds)}, not {self.kind!r}")
+        if self.bos not in BOS:
+            raise ValueError(f"bos is one of {', '.join(BOS)}, not {self.bos!r}")
         if self.phase not in PHASES:
             raise ValueError(f"phase is one of {', '.join(PHASES)}, not {self.phase!r}")
         for order in (*self.orders, *self.matched):
@@ -111,8 +116,9 @@ def folds(session: Session, chosen: Cause) -> list[Fold]:
     Raises `ValueError` where the model lacks a given head, prompts lack an answer or there are fewer than two groups.
     """
     given(session, chosen)
-    tested = session.prompts(chosen.prompts)
-    ranking = session.prompts(chosen.ranked_on) if chosen.ranks or chosen.kind == "mean" else []
+    bos = BOS[chosen.bos]
+    tested = session.prompts(chosen.prompts, bos=bos)
+    ranking = session.prompts(chosen.ranked_on, bos=bos) if chosen.ranks or chosen.kind == "mean" else []
     for prompt in (*tested, *ranking):
         if not prompt.answer_ids:
             raise ValueError(f"{prompt.name} has no answer: what a head is worth is measured on answers")

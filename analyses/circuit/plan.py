@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparselens.analyses.circuit.task import TASKS, Task, prompt_set
-from sparselens.analyses.roles.plan import BOS
 from sparselens.kernels.policy import parse as parse_policy
+from sparselens.workbench.encoder import BOS
 
 
 @dataclass(frozen=True)

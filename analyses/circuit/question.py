@@ -15,7 +15,7 @@ from sparselens.analyses.circuit.figure import drawn
 from sparselens.analyses.circuit.plan import Circuit
 from sparselens.analyses.circuit.show import show
 from sparselens.analyses.circuit.task import Case, cases, halves
-from sparselens.analyses.roles.plan import BOS
+from sparselens.workbench.encoder import BOS
 from sparselens.workbench.progress import Progress
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from sparselens.analyses.ledger import Ledger
-from sparselens.analyses.roles.plan import BOS, Material, Plan, Roles
+from sparselens.analyses.roles.plan import Material, Plan, Roles
 from sparselens.analyses.roles.watch import Watch, looked
 from sparselens.kernels.kernel import Kernel
-from sparselens.workbench.encoder import Encoder
+from sparselens.workbench.encoder import BOS, Encoder
 from sparselens.workbench.execution import Execution
 from sparselens.workbench.progress import Progress
 from sparselens.workbench.prompt import Prompt

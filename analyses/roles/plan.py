@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparselens.analyses.roles.watch import FAR
 from sparselens.kernels.policy import parse as parse_policy
-from sparselens.workbench.encoder import Encoder
+from sparselens.workbench.encoder import BOS, Encoder
 from sparselens.workbench.prompt import Prompt
 from sparselens.workbench.prompt_set import PromptSet
 from sparselens.workbench.prompt_set import parse as set_of
@@ -15,9 +15,6 @@ from sparselens.workbench.prompt_sets.needles import Needles
 from sparselens.workbench.prompt_sets.prose import Prose
 from sparselens.workbench.prompt_sets.repeats import Repeats
 from sparselens.workbench.session import Session
-
-BOS = {"default": None, "added": True, "left out": False}
-
 
 PARTS = ("repeats", "windows", "texts", "code", "needles", "states", "importance")
 

@@ -13,11 +13,11 @@ TOPS = (4, 8, 17)
 MOST = 100  # heads that are given back at once
 RUNS = """
 SELECT b.run_id, b.model, b.policy, b.policy_source, b.prompt_set, a.policy AS base, a.policy_source AS base_source,
-       a.model AS base_model, b.n_tokens / nullif(b.seconds, 0) AS rate
+       a.model AS base_model, b.dtype, b.n_tokens / nullif(b.seconds, 0) AS rate
 FROM runs b JOIN runs a ON a.run_id = $a WHERE b.run_id = $b
 """
 ANSWERED = """
-SELECT p.prompt_id, coalesce(p.prompt_set, '') AS prompt_set, p.n_tokens
+SELECT p.prompt_id, coalesce(p.prompt_set, '') AS prompt_set, p.n_tokens, p.bos_mode
 FROM prompts p JOIN spans s ON s.prompt_id = p.prompt_id AND s.name = 'answer' AND s.stop > s.start
 WHERE p.prompt_id IN (SELECT prompt_id FROM run_prompts WHERE run_id = $b)
 ORDER BY p.prompt_id = $prompt DESC, p.prompt_set, p.prompt_id
@@ -51,6 +51,8 @@ def wish(source: Source, selection: Selection) -> tuple[Wish, str]:
         prompts=calls.get(own, ""),
         heads=tuple((selection.picked or Heads(())).names),
         policy_source=runs.get("policy_source") or runs.get("base_source"),
+        dtype=runs.get("dtype"),
+        bos=answered[0]["bos_mode"] if answered else None,
     )
     return made, cost(lengths, runs.get("rate")) if lengths else f"{PASSES} passes a prompt"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dash import Dash, Input, html
 
-from sparselens.analyses.cause.command import call, shell
+from sparselens.analyses.cause.command import as_captured, call, shell
 from sparselens.dashboards.drawing import drawn, place, tree
 from sparselens.dashboards.page import chosen, message, panel, part, problem
 from sparselens.dashboards.query import Source, SourceError
@@ -16,7 +16,7 @@ RUNS = """
 SELECT run_id, model, dtype, coalesce(policy, '') AS policy FROM runs WHERE run_id IN ($a, $b)
 """
 SETS = """
-SELECT DISTINCT json_extract_string(p.metadata, '$.set') AS name FROM prompts p
+SELECT DISTINCT json_extract_string(p.metadata, '$.set') AS name, p.bos_mode AS bos FROM prompts p
 WHERE p.prompt_id IN (SELECT prompt_id FROM run_prompts WHERE run_id = $run)
   AND p.prompt_id IN (SELECT prompt_id FROM spans WHERE name = 'answer')
   AND json_extract_string(p.metadata, '$.set') IS NOT NULL
@@ -56,19 +56,13 @@ def commands(source: Source, selection: Selection) -> dict[str, str]:
     }
     if run["policy"] == base:
         del given["restore"]
+    policy = ["--policy", run["policy"]] if run["policy"] else []
+    captured = as_captured(run["dtype"], sets[0]["bos"] if sets else None)
+    options = ["--model", run["model"], *policy, *captured, "--trace", str(source.path)]
     try:
-        return {name: shell(["analyse", asked, *_options(source, run)]) for name, asked in given.items()}
+        return {name: shell(["analyse", asked, *options]) for name, asked in given.items()}
     except ValueError as problem:
         raise SourceError(f"{str(problem).capitalize()}.") from problem
-
-
-def _options(source: Source, run: dict[str, Any]) -> list[str]:
-    found = ["--model", run["model"]]
-    if run["policy"]:
-        found += ["--policy", run["policy"]]
-    if run["dtype"] not in (None, "float32"):
-        found += ["--dtype", run["dtype"]]
-    return [*found, "--trace", str(source.path)]
 
 
 def commands_panel() -> Any:

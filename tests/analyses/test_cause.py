@@ -63,6 +63,17 @@ def test_no_family_is_tested_with_a_ranking_that_saw_it(small: Any) -> None:
     assert len(first.tested) + len(second.tested) == 8
 
 
+def test_prompts_of_raw_text_begin_as_bos_says(small: Any, tmp_path: Path) -> None:
+    file = tmp_path / "raw.jsonl"
+    lines = [{"id": f"p{i}", "text": f"one two {i}", "answer": " three", "group": f"g{i}"} for i in range(2)]
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    given = {**SIZE, "prompts": str(file), "ranked_on": str(file)}
+    without = [len(fold.tested[0]) for fold in folds(small, Restore(**given, bos="left out"))]
+    added = [fold.tested[0] for fold in folds(small, Restore(**given, bos="added"))]
+    assert [len(prompt) for prompt in added] == [length + 1 for length in without]
+    assert {prompt.token_ids[0] for prompt in added} == {small.tokenizer.bos_token_id}
+
+
 def test_every_outcome_is_that_of_the_whole_model(small: Any, restored: tuple[Path, str]) -> None:
     with connect(restored[0]) as trace:
         rows = trace.sql(

@@ -122,6 +122,11 @@ def test_the_command_is_what_the_command_line_reads() -> None:
     assert settled.prompts.replace(" ", "") == GOOD["prompts"]
     assert (settled.draws, settled.check, settled.base) == (3, 0, "dense")
     assert wish.line("trace dir").endswith("--trace 'trace dir'")
+    other = Wish(**GOOD, dtype="bfloat16", bos="left out")
+    assert other.refused() == ""
+    _, call, *options = other.arguments("t")
+    assert options[4:] == ["--dtype", "bfloat16", "--no-bos", "--trace", "t"]
+    assert Wish(**GOOD, dtype="float32", bos="template").arguments("t") == wish.arguments("t")
 
 
 def test_every_policy_of_the_package_is_known_without_importing_it() -> None:
@@ -149,6 +154,7 @@ def test_every_policy_of_the_package_is_known_without_importing_it() -> None:
         ({"policy": "--trace"}, "no call"),
         ({"policy": ""}, "no call that is read here"),
         ({"policy_source": "def choose(): ..."}, "comes from a file"),
+        ({"dtype": "int8; rm"}, "none of float32, bfloat16"),
         ({"base": "mine.py:BASE"}, "its base is no call"),
         ({"prompts": ""}, "no answers, or are no built-in set"),
         ({"prompts": "/etc/passwd"}, "its prompts is no call"),
