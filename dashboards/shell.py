@@ -21,7 +21,7 @@ KEYS = (
 )
 INDEX = """<!DOCTYPE html>
 <html lang="en" data-theme="light">
-<head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/favicon.svg">
+<head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/favicon.svg?m=1">
 {%css%}<style>PALETTE</style></head>
 <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
 </html>"""

@@ -152,9 +152,6 @@
   };
   lens.theme();
   wish.addEventListener("change", () => lens.theme());
-  new MutationObserver(() => lens.theme()).observe(document.documentElement, {
-    attributes: true, attributeFilter: ["data-theme"],
-  });
   document.addEventListener("click", function (event) {
     const action = event.target.closest("[data-action]")?.dataset.action;
     if (action === "theme") lens.theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
