@@ -75,7 +75,7 @@ class Connection:
         return self._views.refresh() if self._views else False
 
     def state(self) -> int:
-        """A number that changes whenever what a query sees does; no number of another process."""
+        """A number that changes whenever what a query sees does; it means nothing to another process."""
         if self._views is None:
             return self.path.stat().st_mtime_ns
         if self._follow:

@@ -15,6 +15,7 @@ from sparselens.dashboards.query import Source
 
 EVERY = "all"
 OVER_HEADS = ("grid", "heads")
+WITH_METRIC = (*OVER_HEADS, "strip")
 KINDS = (*draw.FIGURES, "heads")
 
 
@@ -43,6 +44,8 @@ def figure_of(
     member("theme", theme, tuple(PAPER))
     if kind == "grid" and not b:
         raise ValueError("a grid of differences needs two runs: give --b; 'heads' shows a score of one run")
+    if fields.get("metric") and kind not in WITH_METRIC:
+        raise ValueError(f"a figure of {kind} has no metric: {', '.join(WITH_METRIC)} have one")
     name = str(fields.pop("metric", "") or "").removeprefix("diffs.") if kind == "grid" else ""
     score = str(fields.pop("metric", "") or "")
     over = "all" if kind in OVER_HEADS and not fields.get("prompt") else "prompt"

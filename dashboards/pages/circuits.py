@@ -103,14 +103,12 @@ def _register_body(app: Dash, source: Source) -> None:
 def _register_lists(app: Dash, source: Source) -> None:
     def draw(data: dict[str, Any] | None) -> tuple[Any, ...]:
         selection = chosen(data)
-        if selection is None:
-            return None, None, None
         try:
             found, without = circuits(source), source.records(WITHOUT)
-            runs = run_pair(source, selection)
-        except SourceError as trouble:
-            return None, None, problem(trouble)
-        if not found:
+            runs = run_pair(source, selection) if selection is not None else {}
+        except SourceError:
+            found = {}
+        if selection is None or not found:  # `circuit-missing` says why
             return None, None, None
         off = off_pair(found, runs, selection)
         return _lists(found, selection), _off(off) if off else None, table(found, without, selection)

@@ -127,6 +127,8 @@ def test_the_strips_are_the_stored_numbers_of_layers_and_tokens(
 def test_a_strip_that_is_not_there_is_a_line_that_says_why(trace: Path) -> None:
     with pytest.raises(ValueError, match="there are received, norm"):
         figure_of(Source(trace), "strip", A, B, metric="beauty")
+    with pytest.raises(ValueError, match="a figure of map has no metric: grid, heads, strip have one"):
+        figure_of(Source(trace), "map", A, B, metric="js")
     with pytest.raises(SourceError, match="No token_stats are stored"):
         figure_of(Source(trace), "strip", A, B)
 
